@@ -1,0 +1,141 @@
+"""The only writer to stdout and stderr.
+
+Results go to stdout, everything else to stderr. With `--json`, stdout carries one JSON object and nothing
+else. rich is loaded when something is printed, so that importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from llamafarm.errors import LlamaFarmError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass
+class Mode:
+    """How this process speaks: set once, by the command line."""
+
+    prints_json: bool = False
+    is_quiet: bool = False
+
+
+mode = Mode()
+
+
+@cache
+def console() -> Console:
+    """Return the one console for messages: stderr, no markup in what is printed."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(line: str = "") -> None:
+    """Print a message, unless asked to be quiet."""
+    if not mode.is_quiet:
+        console().print(line)
+
+
+def heading(line: str) -> None:
+    """Print the first line of a new part of the output, after an empty one."""
+    if not mode.is_quiet:
+        console().print(f"\n{line}", style="bold")
+
+
+def warn(line: str) -> None:
+    """Print a warning; `--quiet` does not hide it."""
+    console().print(f"warning: {line}", style="yellow")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print a table of messages, wrapped to the terminal's width."""
+    if mode.is_quiet:
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
+    for column in columns:
+        drawn.add_column(Text(column), overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console().print(drawn, soft_wrap=False)
+
+
+def show_error(error: LlamaFarmError) -> None:
+    """Print an error's three lines to stderr, or as the one JSON object on stdout."""
+    if mode.prints_json:
+        result_json(error.as_record())
+        return
+    out = console()
+    for label, text in (("error", error.problem), ("at", error.where), ("try", error.remedy)):
+        out.print(f"{label + ':':<7}{text}", style="bold red" if label == "error" else None)
+
+
+def result(text: str) -> None:
+    """Print a result to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def result_piece(text: str) -> None:
+    """Print a piece of a result that is still being made, such as a streamed answer, to stdout."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def result_json(record: Mapping[str, Any]) -> None:
+    """Print the one JSON object of `--json` to stdout."""
+    result(json.dumps(record, ensure_ascii=False, default=str))
+
+
+class Progress:
+    """A progress bar with time left; in a pipe or a log file, a line now and then."""
+
+    def __init__(self, bar: Any, task: Any, label: str, num_total: int) -> None:
+        self._bar = bar
+        self._task = task
+        self._label = label
+        self._num_total = num_total
+        self._num_done = 0
+        self._line_every = max(1, num_total // 10)
+
+    def advance(self, note: str, by: int = 1) -> None:
+        """Move on by `by` and show `note` beside the bar."""
+        self._num_done += by
+        if self._bar is not None:
+            self._bar.update(self._task, advance=by, note=note)
+        elif self._num_done % self._line_every < by or self._num_done == self._num_total:
+            say(f"{self._label} {self._num_done}/{self._num_total}  {note}")
+
+
+@contextmanager
+def progress(label: str, num_total: int, num_done: int = 0) -> Iterator[Progress]:
+    """Show progress over `num_total` pieces of work; messages printed meanwhile stay above the bar."""
+    out = console()
+    if mode.is_quiet or not out.is_terminal:
+        yield Progress(None, None, label, num_total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=out,
+    ) as bar:
+        task = bar.add_task(label, total=num_total, completed=num_done, note="")
+        yield Progress(bar, task, label, num_total)

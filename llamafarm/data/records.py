@@ -1,0 +1,201 @@
+"""Read a data file into conversations.
+
+A row is one JSON object on one line. Which of the known forms a file has is told from the keys of its first
+row (`FORMATS`); a new form is a new function and a line in that table. Cleaning and splitting are in
+`corpus`, rendering in `template`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamafarm.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `input` is the second field that Alpaca rows have beside the instruction."""
+
+    role: str
+    content: str
+    input: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One row of a data file. `row_number` is the line it stands on, from 1."""
+
+    messages: tuple[Message, ...]
+    row_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A data file that has been read: its rows, the name of its form, and what it contains to the byte."""
+
+    path: Path
+    format_name: str
+    conversations: tuple[Conversation, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """A form of row: the keys that give it away, and how its messages are taken out."""
+
+    name: str
+    keys: frozenset[str]
+    read_messages: Callable[[Mapping[str, Any]], tuple[Message, ...]]
+
+
+class _BadRow(Exception):
+    """What is wrong with a row and what to try; the caller knows the file and the line."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+
+
+def read_data_file(path: Path) -> DataFile:
+    """Read every row of a JSONL file.
+
+    Raises `DataError` with the line's number for a file that cannot be read or is empty, and for a row that
+    is no JSON object, is of no known form, or has no answer.
+    """
+    content = read_bytes(path)
+    conversations: list[Conversation] = []
+    row_format: RowFormat | None = None
+    for line_number, line in iterate_lines(content):
+        try:
+            row = parse_row(line)
+            row_format = row_format or _detect_format(row)
+            messages = row_format.read_messages(row)
+            _check_turns(messages)
+        except _BadRow as bad:
+            raise DataError(bad.problem, where=f"{path}:{line_number}", remedy=bad.remedy) from None
+        conversations.append(Conversation(messages, line_number))
+    if row_format is None:
+        raise DataError(
+            "the file has no rows", where=str(path), remedy="give a JSONL file with one example on each line"
+        )
+    return DataFile(path, row_format.name, tuple(conversations), hashlib.sha256(content).hexdigest())
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a data file contains. Raises `DataError` if it is not a regular file that can be read."""
+    if not path.exists():
+        raise DataError(
+            f"there is no file {path.name!r}", where=str(path), remedy="check the path, or make the file"
+        )
+    if not path.is_file():
+        raise DataError(f"{path.name!r} is not a file", where=str(path), remedy="name a JSONL file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the file cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="check the file's permissions",
+        ) from error
+
+
+def iterate_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    r"""Yield each line that is not blank, with its number from 1. Only `\n` ends a line, as JSONL has it."""
+    for line_number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        stripped = line.strip()
+        if stripped:
+            yield line_number, stripped
+
+
+def parse_row(line: bytes) -> Mapping[str, Any]:
+    """Return the JSON object that a line holds; anything else is a bad row."""
+    shown = repr(line[:60].decode("utf-8", errors="replace"))
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _BadRow(f"the line is not UTF-8 at byte {error.start}: {shown}", "save as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "it nests too deeply or holds a number that is too long")
+        raise _BadRow(
+            f"the line is not JSON ({reason}): {shown}", "write one JSON object on each line (JSONL)"
+        ) from None
+    if not isinstance(row, dict):
+        raise _BadRow(
+            f"the line is {type(row).__name__}, not a JSON object: {shown}",
+            'write rows such as {"instruction": "…", "input": "", "output": "…"}',
+        )
+    return row
+
+
+def _detect_format(row: Mapping[str, Any]) -> RowFormat:
+    for row_format in FORMATS:
+        if row_format.keys <= row.keys():
+            return row_format
+    known = "; ".join(", ".join(sorted(row_format.keys)) for row_format in FORMATS)
+    raise _BadRow(
+        f"no known form of row has the keys {', '.join(map(repr, row)) or '(none)'}",
+        f"use rows with the keys of one of these forms: {known}",
+    )
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _BadRow(f"{key!r} is {type(value).__name__}, not a text", f"write {key!r} as a JSON string")
+    return value
+
+
+def _check_turns(messages: tuple[Message, ...]) -> None:
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    expected = "user"
+    for message in turns:
+        if message.role != expected:
+            raise _BadRow(
+                f"a turn of {message.role!r} stands where one of {expected!r} belongs",
+                "let user and assistant take turns, the user first, after at most one system message",
+            )
+        if not message.content.strip() and not message.input.strip():
+            name = "the answer" if message.role == "assistant" else "the prompt"
+            raise _BadRow(f"{name} is empty", "fill it in, or delete the row")
+        expected = "assistant" if expected == "user" else "user"
+    if not turns or expected != "user":
+        raise _BadRow("the row has no answer", "end the row with what the model should say, or delete it")
+
+
+def _read_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    instruction, extra = _text(row, "instruction"), _text(row, "input")
+    if not instruction.strip():
+        instruction, extra = extra, ""
+    turns = Message("user", instruction, extra), Message("assistant", _text(row, "output"))
+    system = _text(row, "system")
+    return (Message("system", system), *turns) if system.strip() else turns
+
+
+def _read_pair(prompt_key: str, answer_key: str) -> Callable[[Mapping[str, Any]], tuple[Message, ...]]:
+    def read(row: Mapping[str, Any]) -> tuple[Message, ...]:
+        return Message("user", _text(row, prompt_key)), Message("assistant", _text(row, answer_key))
+
+    return read
+
+
+def _read_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise _BadRow("'messages' is not a list of objects", 'use [{"role": "user", "content": "…"}, …]')
+    return tuple(Message(_text(message, "role"), _text(message, "content")) for message in messages)
+
+
+FORMATS: tuple[RowFormat, ...] = (
+    RowFormat("messages", frozenset({"messages"}), _read_messages),
+    RowFormat("alpaca", frozenset({"instruction", "output"}), _read_alpaca),
+    RowFormat("prompt-completion", frozenset({"prompt", "completion"}), _read_pair("prompt", "completion")),
+    RowFormat("question-answer", frozenset({"question", "answer"}), _read_pair("question", "answer")),
+)

@@ -1,0 +1,51 @@
+"""Causal attention within each document of a pack, and never across.
+
+Axes: H query heads, K key heads (H is a multiple of K), T tokens of the pack, D head size. The plain twin
+is `reference.attend_with_dense_mask`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from llamafarm.kernels.reference import attend_with_dense_mask
+
+
+def attend_within_documents(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    document_lengths: Sequence[int],
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Return the attention's output with axes (H, T, D), document by document.
+
+    `sliding_window` is how many tokens a token sees, itself included; `softcap` bounds the scores by a tanh,
+    as Gemma 2 does.
+    """
+    lengths = list(document_lengths)
+    outputs = []
+    # split, not slices: the gradient of a slice is as long as the whole pack.
+    for query, key, value in zip(
+        query_HTD.split(lengths, dim=1),
+        key_KTD.split(lengths, dim=1),
+        value_KTD.split(lengths, dim=1),
+        strict=True,
+    ):
+        length = query.shape[1]
+        if softcap is not None or (sliding_window is not None and sliding_window < length):
+            attended = attend_with_dense_mask(
+                query, key, value, [length], scale=scale, sliding_window=sliding_window, softcap=softcap
+            )
+        else:
+            attended = functional.scaled_dot_product_attention(
+                query[None], key[None], value[None], is_causal=True, scale=scale, enable_gqa=True
+            )[0]
+        outputs.append(attended)
+    return torch.cat(outputs, dim=1)

@@ -1,0 +1,59 @@
+"""Dropout that does not depend on how rows are grouped.
+
+What is dropped follows from the seed, the step, the row and the layer alone, so that packs of another size,
+or a resumed run, drop the very same elements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class DropoutPlan:
+    """What all dropout layers of a model are told before each pack: the step and the documents in it."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.step = 0
+        self.row_indices: tuple[int, ...] = ()
+        self.document_lengths: tuple[int, ...] = ()
+
+    def enter_pack(self, step: int, row_indices: Sequence[int], document_lengths: Sequence[int]) -> None:
+        """Say which step, and which rows of which lengths, the next forward pass is of."""
+        self.step = step
+        self.row_indices = tuple(row_indices)
+        self.document_lengths = tuple(document_lengths)
+
+
+class RowDropout(nn.Module):
+    """Dropout over a pack, each document's mask drawn for its row. Input axes: (1, T, features)."""
+
+    def __init__(self, probability: float, layer_name: str, plan: DropoutPlan) -> None:
+        super().__init__()
+        self.p = probability
+        self._layer_name = layer_name
+        self._plan = plan
+
+    def forward(self, hidden_1TD: torch.Tensor) -> torch.Tensor:
+        """Zero elements with probability p and scale the others by 1 / (1 - p); nothing in evaluation."""
+        if not self.training or self.p == 0.0:
+            return hidden_1TD
+        keep = 1.0 - self.p
+        masks = [
+            torch.empty(length, hidden_1TD.shape[-1], device=hidden_1TD.device, dtype=hidden_1TD.dtype)
+            .bernoulli_(keep, generator=self._generator(row_index, hidden_1TD.device))
+            for row_index, length in zip(
+                self._plan.row_indices, self._plan.document_lengths, strict=True
+            )
+        ]
+        return hidden_1TD * torch.cat(masks)[None] / keep
+
+    def _generator(self, row_index: int, device: torch.device) -> torch.Generator:
+        # repr keeps the parts apart; a hash spreads them over the seeds of the generator.
+        parts = repr((self._plan.seed, self._plan.step, row_index, self._layer_name)).encode()
+        seed = int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little") >> 1
+        return torch.Generator(device=device).manual_seed(seed)

@@ -56,20 +56,11 @@ def warn(line: str) -> None:
     console().print(f"warning: {line}", style="yellow")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table of messages, wrapped to the terminal's width."""
-    if mode.is_quiet:
-        return
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
-    for column in columns:
-        drawn.add_column(Text(column), overflow="fold")
+def columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of messages as aligned columns; nothing is wrapped, so that a line can be copied whole."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)] if rows else []
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console().print(drawn, soft_wrap=False)
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def show_error(error: LlamaFarmError) -> None:

@@ -63,9 +63,7 @@ def train_tokenizer(health_share: float) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(itertools.chain(documents, words), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        bos_token="<|begin|>",
-        eos_token="<|end|>",
+        **dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True)),
         model_max_length=MAX_LENGTH,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
@@ -122,7 +120,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
         fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 100, 0.02 + 0.49 * (1 + math.cos(math.pi * step / arguments.steps)))
+        optimizer,
+        lambda step: min((step + 1) / 100, 0.02 + 0.49 * (1 + math.cos(math.pi * step / arguments.steps))),
     )
     precision = Precision(nullcontext)
     steps = iterate_steps(tokenizer, arguments.step_tokens, arguments.pack_tokens, arguments.health_share)
@@ -171,7 +170,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
 
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--step-tokens", type=int, default=4096)

@@ -43,7 +43,13 @@ def drop_repeats(conversations: Sequence[Conversation]) -> list[Conversation]:
 
 
 def split_rows(
-    rows: Sequence[Row], keys: Sequence[Hashable], eval_percent: float, seed: int, where: str
+    rows: Sequence[Row],
+    keys: Sequence[Hashable],
+    eval_percent: float,
+    seed: int,
+    where: str,
+    *,
+    shuffle: bool = True,
 ) -> tuple[list[Row], list[Row]]:
     """Return (training rows, evaluation rows), shuffled by `seed`, at least one on each side.
 
@@ -51,7 +57,8 @@ def split_rows(
     on. Raises `DataError` if the file has too few distinct rows for that.
     """
     order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
+    if shuffle:
+        random.Random(seed).shuffle(order)
     num_train_rows = min(max(int(len(rows) * (1 - eval_percent / 100)), 1), len(rows) - 1)
     train, evaluation = order[:num_train_rows], order[num_train_rows:]
     train_keys = {keys[index] for index in train}

@@ -73,7 +73,9 @@ def _encode_row(rendering: Rendering, row_number: int, ids_of: dict[str, Sequenc
     token_ids = ids_of[rendering.text]
     is_supervised_T = np.zeros(len(token_ids), dtype=np.bool_)
     for span in rendering.assistant_spans:
-        start, end = (_num_leading_tokens(rendering.text[:cut], token_ids, row_number, ids_of) for cut in span)
+        start, end = (
+            _num_leading_tokens(rendering.text[:cut], token_ids, row_number, ids_of) for cut in span
+        )
         is_supervised_T[start:end] = True
     return EncodedRow(np.asarray(token_ids, dtype=np.int32), is_supervised_T, row_number)
 

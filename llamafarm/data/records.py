@@ -36,12 +36,16 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A data file that has been read: its rows, the name of its form, and what it contains to the byte."""
+    """A data file that has been read: its rows, the name of their form, and the hash of its bytes.
+
+    `num_empty_rows` were left out, because they were asked to be.
+    """
 
     path: Path
     format_name: str
     conversations: tuple[Conversation, ...]
     sha256: str
+    num_empty_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class RowFormat:
     read_messages: Callable[[Mapping[str, Any]], tuple[Message, ...]]
 
 
-class _BadRow(Exception):
+class _BadRowError(Exception):
     """What is wrong with a row and what to try; the caller knows the file and the line."""
 
     def __init__(self, problem: str, remedy: str) -> None:
@@ -62,29 +66,40 @@ class _BadRow(Exception):
         self.remedy = remedy
 
 
-def read_data_file(path: Path) -> DataFile:
+class _EmptyTurnError(_BadRowError):
+    """A row whose prompt or answer is empty or not there."""
+
+
+def read_data_file(path: Path, *, format_name: str = "auto", filter_empty: bool = False) -> DataFile:
     """Read every row of a JSONL file.
 
-    Raises `DataError` with the line's number for a file that cannot be read or is empty, and for a row that
-    is no JSON object, is of no known form, or has no answer.
+    `format_name` is one of `FORMATS`, or `auto`. Rows with an empty prompt or answer are left out with
+    `filter_empty`. Raises `DataError` with the line's number for a file that cannot be read or is empty, and
+    for a row that is no JSON object, is not of the form, or has an empty turn.
     """
     content = read_bytes(path)
     conversations: list[Conversation] = []
-    row_format: RowFormat | None = None
+    row_format = next((known for known in FORMATS if known.name == format_name), None)
+    num_empty_rows = 0
     for line_number, line in iterate_lines(content):
         try:
             row = parse_row(line)
             row_format = row_format or _detect_format(row)
+            _check_keys(row, row_format)
             messages = row_format.read_messages(row)
             _check_turns(messages)
-        except _BadRow as bad:
+        except _BadRowError as bad:
+            if filter_empty and isinstance(bad, _EmptyTurnError):
+                num_empty_rows += 1
+                continue
             raise DataError(bad.problem, where=f"{path}:{line_number}", remedy=bad.remedy) from None
         conversations.append(Conversation(messages, line_number))
-    if row_format is None:
+    if not conversations or row_format is None:
         raise DataError(
             "the file has no rows", where=str(path), remedy="give a JSONL file with one example on each line"
         )
-    return DataFile(path, row_format.name, tuple(conversations), hashlib.sha256(content).hexdigest())
+    sha256 = hashlib.sha256(content).hexdigest()
+    return DataFile(path, row_format.name, tuple(conversations), sha256, num_empty_rows)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -119,14 +134,14 @@ def parse_row(line: bytes) -> Mapping[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _BadRow(f"the line is not UTF-8 at byte {error.start}: {shown}", "save as UTF-8") from None
+        raise _BadRowError(f"the line is not UTF-8 at byte {error.start}: {shown}", "save as UTF-8") from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "it nests too deeply or holds a number that is too long")
-        raise _BadRow(
+        raise _BadRowError(
             f"the line is not JSON ({reason}): {shown}", "write one JSON object on each line (JSONL)"
         ) from None
     if not isinstance(row, dict):
-        raise _BadRow(
+        raise _BadRowError(
             f"the line is {type(row).__name__}, not a JSON object: {shown}",
             'write rows such as {"instruction": "…", "input": "", "output": "…"}',
         )
@@ -138,10 +153,21 @@ def _detect_format(row: Mapping[str, Any]) -> RowFormat:
         if row_format.keys <= row.keys():
             return row_format
     known = "; ".join(", ".join(sorted(row_format.keys)) for row_format in FORMATS)
-    raise _BadRow(
+    raise _BadRowError(
         f"no known form of row has the keys {', '.join(map(repr, row)) or '(none)'}",
         f"use rows with the keys of one of these forms: {known}",
     )
+
+
+def _check_keys(row: Mapping[str, Any], row_format: RowFormat) -> None:
+    missing = sorted(row_format.keys - row.keys())
+    if not missing:
+        return
+    is_answer = missing[0] in ("output", "completion", "answer")
+    problem = f"the row has no {missing[0]!r}, which rows of the form {row_format.name} have"
+    if is_answer:
+        raise _EmptyTurnError(f"the row has no answer: {problem}", f"add {missing[0]!r}, or delete the row")
+    raise _BadRowError(problem, f"add {missing[0]!r}, or keep rows of one form in one file")
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -149,7 +175,9 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _BadRow(f"{key!r} is {type(value).__name__}, not a text", f"write {key!r} as a JSON string")
+        raise _BadRowError(
+            f"{key!r} is {type(value).__name__}, not a text", f"write {key!r} as a JSON string"
+        )
     return value
 
 
@@ -158,16 +186,18 @@ def _check_turns(messages: tuple[Message, ...]) -> None:
     expected = "user"
     for message in turns:
         if message.role != expected:
-            raise _BadRow(
+            raise _BadRowError(
                 f"a turn of {message.role!r} stands where one of {expected!r} belongs",
                 "let user and assistant take turns, the user first, after at most one system message",
             )
         if not message.content.strip() and not message.input.strip():
             name = "the answer" if message.role == "assistant" else "the prompt"
-            raise _BadRow(f"{name} is empty", "fill it in, or delete the row")
+            raise _EmptyTurnError(f"{name} is empty", "fill it in, or delete the row")
         expected = "assistant" if expected == "user" else "user"
     if not turns or expected != "user":
-        raise _BadRow("the row has no answer", "end the row with what the model should say, or delete it")
+        raise _EmptyTurnError(
+            "the row has no answer", "end the row with what the model should say, or delete it"
+        )
 
 
 def _read_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -189,7 +219,7 @@ def _read_pair(prompt_key: str, answer_key: str) -> Callable[[Mapping[str, Any]]
 def _read_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
     messages = row["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _BadRow("'messages' is not a list of objects", 'use [{"role": "user", "content": "…"}, …]')
+        raise _BadRowError("'messages' is not a list of objects", 'use [{"role": "user", "content": "…"}, …]')
     return tuple(Message(_text(message, "role"), _text(message, "content")) for message in messages)
 
 

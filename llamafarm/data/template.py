@@ -51,13 +51,11 @@ class ChatTemplate:
         *,
         special_tokens: Mapping[str, str],
         control_tokens: Sequence[str],
-        system: str | None = None,
         joiner: str = _DEFAULT_JOINER,
     ) -> None:
         self.source = source
-        self.system = system
+        self.joiner = joiner
         self._special_tokens = dict(special_tokens)
-        self._joiner = joiner
         try:
             self._template = _new_environment().from_string(source)
         except JinjaError as error:
@@ -71,8 +69,6 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Return the text of `messages`; with `add_generation_prompt`, up to where the answer begins."""
         turns = [{"role": message.role, "content": self._content(message)} for message in messages]
-        if self.system is not None and (not turns or turns[0]["role"] != "system"):
-            turns.insert(0, {"role": "system", "content": self.system})
         try:
             return self._template.render(
                 messages=turns, add_generation_prompt=add_generation_prompt, **self._special_tokens
@@ -110,7 +106,7 @@ class ChatTemplate:
 
     def _content(self, message: Message) -> str:
         if message.input.strip():
-            return f"{message.content.strip()}{self._joiner}{message.input.strip()}"
+            return f"{message.content.strip()}{self.joiner}{message.input.strip()}"
         return message.content
 
     def _find_end_of_turn(self, control_tokens: Sequence[str]) -> tuple[str, str]:
@@ -128,6 +124,18 @@ class ChatTemplate:
             )
         position, end_of_turn = min(ends, key=lambda end: (end[0], -len(end[1])))
         return end_of_turn, ending[position + len(end_of_turn) :]
+
+
+def with_default_system(source: str, system: str) -> str:
+    """Return a chat template that begins with `system` where the messages have no system message.
+
+    It stands in the template itself, so that whoever renders it, here or in Ollama, gets what was trained.
+    """
+    turn = f"{{'role': 'system', 'content': {_quote_for_jinja(system)}}}"
+    return (
+        "{%- if not messages or messages[0]['role'] != 'system' %}"
+        f"{{%- set messages = [{turn}] + messages %}}{{%- endif %}}{source}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +250,3 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) 
 
 def _raise_exception(message: str) -> NoReturn:
     raise JinjaError(message)
-
-
-def special_token_texts(tokenizer: Any) -> dict[str, str]:
-    """Return the named special tokens of a tokenizer (`bos_token`, `eos_token`, …) as texts."""
-    return {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}

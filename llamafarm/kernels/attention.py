@@ -32,12 +32,8 @@ def attend_within_documents(
     lengths = list(document_lengths)
     outputs = []
     # split, not slices: the gradient of a slice is as long as the whole pack.
-    for query, key, value in zip(
-        query_HTD.split(lengths, dim=1),
-        key_KTD.split(lengths, dim=1),
-        value_KTD.split(lengths, dim=1),
-        strict=True,
-    ):
+    parts = (torch.split(tensor, lengths, dim=1) for tensor in (query_HTD, key_KTD, value_KTD))
+    for query, key, value in zip(*parts, strict=True):
         length = query.shape[1]
         if softcap is not None or (sliding_window is not None and sliding_window < length):
             attended = attend_with_dense_mask(

@@ -44,11 +44,10 @@ class RowDropout(nn.Module):
             return hidden_1TD
         keep = 1.0 - self.p
         masks = [
-            torch.empty(length, hidden_1TD.shape[-1], device=hidden_1TD.device, dtype=hidden_1TD.dtype)
-            .bernoulli_(keep, generator=self._generator(row_index, hidden_1TD.device))
-            for row_index, length in zip(
-                self._plan.row_indices, self._plan.document_lengths, strict=True
-            )
+            torch.empty(
+                length, hidden_1TD.shape[-1], device=hidden_1TD.device, dtype=hidden_1TD.dtype
+            ).bernoulli_(keep, generator=self._generator(row_index, hidden_1TD.device))
+            for row_index, length in zip(self._plan.row_indices, self._plan.document_lengths, strict=True)
         ]
         return hidden_1TD * torch.cat(masks)[None] / keep
 

@@ -32,7 +32,7 @@ def attend_with_dense_mask(
 def visible_pairs(
     document_lengths: Sequence[int], sliding_window: int | None, device: torch.device
 ) -> torch.Tensor:
-    """Return a bool tensor (T, T): may the token of the row see the token of the column?"""
+    """Return a bool tensor (T, T): whether the token of the row may see that of the column."""
     lengths = torch.tensor(document_lengths, device=device)
     document_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
     place_T = torch.arange(len(document_T), device=device)

@@ -1,3 +1,5 @@
-"""The model of a run: the base and its tokenizer (`load`), a pack through it (`forward`), the adapter on it
-(`adapter`).
+"""The model of a run.
+
+The base and its tokenizer (`load`), its prompt template (`prompt`), a pack through it (`forward`), the
+adapter on it (`adapter`), and the folder that a run leaves (`bundle`).
 """

@@ -1,1 +1,5 @@
-"""The training of a run, told top to bottom in `run`: the loop, the step, the optimizer, the checkpoints."""
+"""The training of a run, told top to bottom in `run`.
+
+What is settled before it (`prepare`), when what happens (`loop`), what that means here (`session`), one step
+(`step`), the optimizer, checkpoints and records.
+"""

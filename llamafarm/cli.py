@@ -1,0 +1,83 @@
+"""The command line: which verb is which command, and the one place where errors become exit codes.
+
+Exit codes: 0 done, 1 our fault, 2 the user's input, 3 the machine, 130 interrupted. The modules of the
+commands import what they need when they run, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import typer
+
+from llamafarm import terminal
+from llamafarm.commands.complete import complete
+from llamafarm.commands.data import split
+from llamafarm.commands.evaluate import evaluate
+from llamafarm.commands.setup import setup
+from llamafarm.commands.train import train
+from llamafarm.errors import LlamaFarmError
+
+
+def _guard(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with every error made into a message and an exit code."""
+
+    @wraps(command)
+    def guarded(*arguments: object, **options: object) -> None:
+        try:
+            command(*arguments, **options)
+        except LlamaFarmError as error:
+            terminal.show_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            terminal.warn("interrupted")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Whoever read our output has seen enough. Nothing more can be written, at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except Exception as error:
+            terminal.show_error(_as_bug(error))
+            raise typer.Exit(1) from None
+
+    return guarded
+
+
+def _as_bug(error: Exception) -> LlamaFarmError:
+    """Return an unforeseen error with its traceback kept in a file."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="llamafarm-traceback-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return LlamaFarmError(
+        f"this should not have happened ({type(error).__name__}: {error})",
+        where=f"the traceback is in {Path(file.name)}",
+        remedy="report it with that file; it is our fault",
+    )
+
+
+app = typer.Typer(
+    help="From a YAML strategy and a file of examples to a fine-tuned language model, on your own hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(
+    help="Work on data files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+for verb in (setup, train, complete, evaluate):
+    app.command()(_guard(verb))
+data_app.command()(_guard(split))
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Run the command line; leaves the process with its exit code."""
+    app()

@@ -1,0 +1,55 @@
+"""Which model a verb means: a folder, what a strategy trained, or the base that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llamafarm.commands.options import load_with_options
+
+if TYPE_CHECKING:
+    from llamafarm.inference.open import OpenModel
+
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option("--model", help="A final_model or run folder; with it, no strategy is needed."),
+]
+
+
+def open_model(
+    model: Path | None,
+    strategy: str | None,
+    strategy_file: Path | None,
+    settings: Sequence[str] | None,
+    *,
+    uses_base: bool,
+) -> OpenModel:
+    """Load the model that the options mean. Raises `ModelError` if it is not there."""
+    from llamafarm.hardware import find_device
+    from llamafarm.inference.generate import GenerationSettings
+    from llamafarm.inference.open import open_base, open_final_model
+    from llamafarm.model.bundle import final_model_in
+    from llamafarm.training.prepare import output_dir_of
+
+    if model is not None:
+        opened = open_final_model(final_model_in(model), find_device("auto").kind)
+        return opened.as_base() if uses_base else opened
+    loaded = load_with_options(strategy, strategy_file, settings)
+    chosen = loaded.strategy
+    device_kind = find_device(chosen.hardware.device).kind
+    generation = GenerationSettings(
+        **chosen.generation.model_dump(), stop_sequences=chosen.prompt_template.stop_sequences
+    )
+    if not uses_base:
+        return open_final_model(final_model_in(output_dir_of(loaded)), device_kind).with_settings(generation)
+    return open_base(
+        chosen.base_model.huggingface_id,
+        chosen.base_model.cache_dir,
+        device_kind,
+        prompt_format=chosen.prompt_template.format,
+        system=chosen.prompt_template.system,
+        settings=generation,
+    )

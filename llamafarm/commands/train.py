@@ -1,0 +1,74 @@
+"""`train`: fine-tune a model as a strategy says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamafarm import terminal
+from llamafarm.commands.options import (
+    IsQuiet,
+    PrintsJson,
+    Settings,
+    StrategyFile,
+    StrategyName,
+    load_with_options,
+    set_mode,
+    show_settings,
+)
+
+
+def train(
+    strategy: StrategyName = None,
+    strategy_file: StrategyFile = None,
+    train_dataset: Annotated[
+        str | None, typer.Option("--train-dataset", "--dataset", "-d", help="File with the training rows.")
+    ] = None,
+    eval_dataset: Annotated[str | None, typer.Option(help="File with the evaluation rows.")] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Folder for the run.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps after which to stop.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per device and micro-batch.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest step size of the schedule.")] = None,
+    settings: Settings = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")
+    ] = False,
+    prints_json: PrintsJson = False,
+    is_quiet: IsQuiet = False,
+) -> None:
+    """Fine-tune a model as a strategy says."""
+    from dataclasses import asdict
+
+    from llamafarm.training.run import run_training
+
+    set_mode(prints_json=prints_json, is_quiet=is_quiet)
+    loaded = load_with_options(
+        strategy,
+        strategy_file,
+        settings,
+        {
+            "--train-dataset": ("dataset.train_file", train_dataset),
+            "--eval-dataset": ("dataset.eval_file", eval_dataset),
+            "--output-dir": ("training_args.output_dir", output_dir),
+            "--epochs": ("training_args.num_train_epochs", epochs),
+            "--max-steps": ("training_args.max_steps", max_steps),
+            "--batch-size": ("training_args.per_device_train_batch_size", batch_size),
+            "--learning-rate": ("training_args.learning_rate", learning_rate),
+        },
+    )
+    show_settings(loaded)
+    result = run_training(loaded, overwrite=overwrite)
+    if prints_json:
+        terminal.result_json(asdict(result))
+        return
+    terminal.heading(
+        f"trained {result.num_steps} steps in {result.train_seconds:.1f} s, "
+        f"{result.num_tokens / result.train_seconds:,.0f} tokens/s"
+    )
+    if result.eval_loss is not None:
+        terminal.say(f"eval_loss {result.eval_loss:.4f}, eval_perplexity {result.eval_perplexity:.3f}")
+    terminal.say(f'next: python cli.py complete "…" --strategy {loaded.key}')
+    terminal.result(str(result.final_model))

@@ -1,0 +1,87 @@
+"""Measure a model on a file of held-out rows, its base beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from llamafarm import terminal
+from llamafarm.data.encode import encode_conversations
+from llamafarm.data.pack import Pack, pack_rows
+from llamafarm.data.records import Conversation
+from llamafarm.errors import DataError
+from llamafarm.evaluation.answers import AnswersResult, score_answers
+from llamafarm.evaluation.loss import LossResult, measure_loss
+from llamafarm.inference.generate import Answer
+from llamafarm.inference.open import OpenModel
+from llamafarm.model.forward import packed_attention
+from llamafarm.model.load import tokenize_with
+from llamafarm.planning import choose_pack_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One model on the rows: `which` is base or tuned."""
+
+    which: str
+    loss: LossResult
+    scores: AnswersResult
+    answers: tuple[Answer, ...]
+
+    def as_record(self) -> dict[str, float | int]:
+        """Return the figures as they go into JSON."""
+        return {
+            "eval_loss": self.loss.loss,
+            "eval_perplexity": self.loss.perplexity,
+            "supervised_tokens": self.loss.num_supervised_tokens,
+            "rows": self.scores.num_answers,
+            "exact_match": self.scores.exact_match,
+            "stop_rate": self.scores.stop_rate,
+        }
+
+    def as_line(self) -> str:
+        """Return the figures as a line for people."""
+        return (
+            f"{self.which:<6} eval_loss {self.loss.loss:.4f}  eval_perplexity {self.loss.perplexity:.3f}  "
+            f"exact_match {self.scores.exact_match:.1%}  stops_by_itself {self.scores.stop_rate:.1%}  "
+            f"({self.scores.num_answers} rows)"
+        )
+
+
+def evaluate_model(opened: OpenModel, conversations: Sequence[Conversation], where: str) -> list[Measured]:
+    """Return what the base, and the tuned model if there is one, do on the rows.
+
+    Answers are to each row's last turn, generated with the model's settings at temperature 0, so that the
+    same model gives the same figures. Raises `DataError` if no row fits the model.
+    """
+    rows = encode_conversations(conversations, opened.template, tokenize_with(opened.tokenizer))
+    fitting = [index for index, row in enumerate(rows) if row.num_tokens <= opened.max_length]
+    if len(fitting) < len(rows):
+        terminal.warn(f"{len(rows) - len(fitting)} rows are longer than {opened.max_length} tokens: left out")
+    if not fitting:
+        raise DataError(
+            f"no row is left within {opened.max_length} tokens", where=where, remedy="shorten the rows"
+        )
+    packs = pack_rows(rows, fitting, choose_pack_tokens(opened.model.device.type))
+    kept = [conversations[index] for index in fitting]
+    with opened.without_adapter():
+        measured = [_measure(opened, "base", packs, kept)]
+    if opened.is_tuned:
+        measured.append(_measure(opened, "tuned", packs, kept))
+    return measured
+
+
+def _measure(
+    opened: OpenModel, which: str, packs: Sequence[Pack], conversations: Sequence[Conversation]
+) -> Measured:
+    with packed_attention(opened.transformer):
+        loss = measure_loss(opened.model, packs, opened.model.device, nullcontext)
+    prompts = [conversation.messages[:-1] for conversation in conversations]
+    settings = replace(opened.settings, temperature=0.0)
+    with terminal.progress(f"{which} answers", len(prompts)) as progress:
+        answers = opened.answerer.answer_all(
+            prompts, settings, on_batch=lambda num_answers: progress.advance("", num_answers)
+        )
+    expected = [conversation.messages[-1].content for conversation in conversations]
+    return Measured(which, loss, score_answers(answers, expected), tuple(answers))

@@ -1,0 +1,159 @@
+"""The LoRA adapter: attach a new one, save it, load a saved one. The format is PEFT's own.
+
+What may be attached where follows the guide's table for the model's size, unless the strategy says it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from llamafarm.errors import ModelError
+from llamafarm.kernels.dropout import DropoutPlan, RowDropout
+
+ALL_LINEAR = "all-linear"
+_WEIGHTS_FILE = "adapter_model.safetensors"
+_ATTENTION = ("q_proj", "v_proj", "k_proj", "o_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """What a LoRA adapter is made of. `target_modules` are names of modules, or `all-linear`."""
+
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: Sequence[str] | str
+    bias: str = "none"
+
+
+def choose_target_modules(model: nn.Module, num_parameters: int) -> tuple[Sequence[str] | str, str]:
+    """Return the modules that the guide's table names for a model of this size, and why.
+
+    An architecture without modules of these names gets all its linear layers.
+    """
+    billions = num_parameters / 1e9
+    chosen: Sequence[str]
+    if billions < 1:
+        chosen, size = _ATTENTION[:2], "under 1B"
+    elif billions < 3:
+        chosen, size = _ATTENTION, "1-3B"
+    elif billions < 7:
+        chosen, size = (*_ATTENTION, "gate_proj", "up_proj"), "3-7B"
+    else:
+        return ALL_LINEAR, "the guide's table for 7B and more"
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if not names.issuperset(chosen):
+        return ALL_LINEAR, f"the model has no modules called {', '.join(sorted(set(chosen) - names))}"
+    return chosen, f"the guide's table for {size}"
+
+
+def attach_adapter(
+    model: PreTrainedModel, settings: AdapterSettings, *, base_name: str, seed: int
+) -> tuple[PeftModel, DropoutPlan]:
+    """Attach a new adapter in fp32 to `model`, in place, and return the PEFT model and its dropout's plan.
+
+    Its first weights follow from `seed`. Raises `ModelError` if the model lacks a target module.
+    """
+    targets = settings.target_modules
+    if not isinstance(targets, str):
+        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        if missing := [target for target in targets if target.rpartition(".")[2] not in names]:
+            linear = sorted(
+                {
+                    name.rpartition(".")[2]
+                    for name, module in model.named_modules()
+                    if isinstance(module, nn.Linear)
+                }
+            )
+            raise ModelError(
+                f"the model has no modules called {', '.join(missing)}",
+                where="method.target_modules",
+                remedy=f"choose among {', '.join(linear)}, or write all-linear",
+            )
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias=settings.bias,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT asks transformers for a property under the name that it had before.
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    plan = DropoutPlan(seed)
+    if settings.dropout > 0:
+        _replace_dropout(adapted, plan)
+    return adapted, plan
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return a copy of the adapter's weights on the CPU, under the names that PEFT saves them with."""
+    state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(model)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def restore_adapter(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put weights that `adapter_tensors` returned back into `model`."""
+    set_peft_model_state_dict(model, dict(tensors))
+
+
+def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write an adapter's weights and its configuration into `folder` as stock PEFT reads them."""
+    save_file(dict(tensors), folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    inference_mode, config.inference_mode = config.inference_mode, True
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.inference_mode = inference_mode
+
+
+def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that `write_adapter` wrote. Raises `ModelError` if they cannot be read."""
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(folder / _WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, str(error)) from error
+    return tensors
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Return `model` with the saved adapter of `folder` on it, in evaluation mode."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            loaded = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise _unreadable(folder, str(error)) from error
+    loaded.eval()
+    return loaded
+
+
+def _replace_dropout(model: nn.Module, plan: DropoutPlan) -> None:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Dropout) and ".lora_dropout." in name:
+            parent_name, _, child_name = name.rpartition(".")
+            setattr(model.get_submodule(parent_name), child_name, RowDropout(module.p, name, plan))
+
+
+def _unreadable(folder: Path, reason: str) -> ModelError:
+    first_line = next(iter(reason.splitlines()), "no reason given")
+    return ModelError(
+        f"the adapter cannot be loaded: {first_line[:200]}",
+        where=str(folder),
+        remedy="name a folder with adapter_config.json and adapter_model.safetensors of this base model",
+    )

@@ -1,0 +1,93 @@
+"""The `final_model/` folder: a PEFT adapter, its tokenizer, and all else that it takes to use them.
+
+Stock PEFT loads the adapter and transformers the tokenizer, chat template included; `llamafarm.json` says
+which base it belongs to, where answers end, and how the strategy generates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from llamafarm.data.template import ChatTemplate
+from llamafarm.errors import ModelError
+from llamafarm.model.adapter import write_adapter
+from llamafarm.model.load import Base, find_base, load_tokenizer
+from llamafarm.model.prompt import template_from_source
+
+BUNDLE_FILE = "llamafarm.json"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What `llamafarm.json` holds.
+
+    `joiner` stands between an Alpaca row's instruction and its input; `generation` has the strategy's
+    defaults (max_new_tokens, temperature, top_p, top_k, repetition_penalty).
+    """
+
+    base_model: str
+    strategy: str
+    end_of_turn: str
+    joiner: str
+    max_length: int
+    stop_sequences: tuple[str, ...] = ()
+    generation: Mapping[str, float | int | None] = field(default_factory=dict)
+    format_version: int = _FORMAT_VERSION
+
+
+def write_bundle(
+    folder: Path, bundle: Bundle, model: PeftModel, tensors: Mapping[str, torch.Tensor], tokenizer: Any
+) -> None:
+    """Write a final model into the empty folder `folder`."""
+    write_adapter(folder, model, tensors)
+    tokenizer.save_pretrained(str(folder))
+    text = json.dumps(asdict(bundle), indent=2, ensure_ascii=False)
+    (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def final_model_in(folder: Path) -> Path:
+    """Return the final model that `folder` is, or that a run left in it."""
+    return folder if (folder / BUNDLE_FILE).is_file() else folder / "final_model"
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Return what `llamafarm.json` in `folder` says. Raises `ModelError` if it is not there or not whole."""
+    path = folder / BUNDLE_FILE
+    if not path.is_file():
+        raise ModelError(
+            f"there is no trained model in {str(folder)!r}",
+            where=str(path),
+            remedy="train it first with `train`, or name a final_model folder",
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["stop_sequences"] = tuple(content["stop_sequences"])
+        bundle = Bundle(**content)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"the file is damaged: {error}", where=str(path), remedy="train again, or restore the folder"
+        ) from error
+    if bundle.format_version != _FORMAT_VERSION:
+        raise ModelError(
+            f"the folder has format {bundle.format_version}, and this version reads {_FORMAT_VERSION}",
+            where=str(path),
+            remedy="update llamafarm-finetune",
+        )
+    return bundle
+
+
+def open_bundle(folder: Path) -> tuple[Bundle, Base, Any, ChatTemplate]:
+    """Return a final model's record, base, tokenizer and template; the weights are left for later."""
+    bundle = read_bundle(folder)
+    base = find_base(bundle.base_model)
+    tokenizer = load_tokenizer(Base(str(folder), str(folder)))
+    template = template_from_source(tokenizer, str(tokenizer.chat_template), bundle.joiner)
+    return bundle, base, tokenizer, template

@@ -1,0 +1,145 @@
+"""Load a base model and its tokenizer: the embedded one, a folder, or one from the Hugging Face Hub.
+
+`trust_remote_code` is False at every loader: a model file is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from llamafarm.data.encode import Tokenize
+from llamafarm.errors import ModelError
+
+EMBEDDED_BASE = "cria-5m"
+_EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / EMBEDDED_BASE
+
+# Loading is announced, measured and reported here; a bar per shard on stderr would say it again.
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where a base model comes from. `name` is what the user called it, `source` what is loaded.
+
+    Without `may_download`, only what lies on this machine already is taken.
+    """
+
+    name: str
+    source: str
+    cache_dir: str | None = None
+    may_download: bool = True
+
+    @property
+    def is_embedded(self) -> bool:
+        """Return whether this is the model that comes with the package."""
+        return self.name == EMBEDDED_BASE
+
+
+def find_base(name: str | None, cache_dir: str | None = None) -> Base:
+    """Return where the base model `name` lies: a folder, else an id on the Hub; None is the embedded one.
+
+    Raises `ModelError` for a path that is not there.
+    """
+    if name is None or name == EMBEDDED_BASE:
+        return Base(EMBEDDED_BASE, str(_EMBEDDED_FOLDER))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Base(name, str(folder.resolve()), cache_dir)
+    # A Hub id is "owner/model" or "model"; anything else can only have been meant as a path.
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"there is no model folder {name!r}",
+            where="base_model.huggingface_id",
+            remedy="check the path, or leave base_model out to use the embedded model",
+        )
+    return Base(name, name, cache_dir)
+
+
+def load_tokenizer(base: Base) -> Any:
+    """Return the tokenizer of a base model. Raises `ModelError` if it cannot be had."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.source, **_source_options(base))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loaded(base, "tokenizer", error) from error
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            f"the tokenizer of {base.name!r} has no end-of-text token, so that no answer could end",
+            where="base_model.huggingface_id",
+            remedy="use a model whose tokenizer_config.json names an eos_token",
+        )
+    return tokenizer
+
+
+def load_config(base: Base) -> Any:
+    """Return a base model's configuration. Raises `ModelError` if it cannot be had."""
+    try:
+        return AutoConfig.from_pretrained(base.source, **_source_options(base))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loaded(base, "configuration", error) from error
+
+
+def load_model(base: Base, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Return a base model on `device` with weights in `dtype`, in evaluation mode.
+
+    Raises `ModelError` if it cannot be had.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base.source, dtype=dtype, **_source_options(base))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _not_loaded(base, "model", error) from error
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def tokenize_with(tokenizer: Any) -> Tokenize:
+    """Return a function from texts to token ids that adds no special token of its own."""
+
+    def tokenize(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        if not texts:
+            return []
+        encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        token_ids: list[list[int]] = encoded["input_ids"]
+        return token_ids
+
+    return tokenize
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Return whether this tokenizer begins every text with its beginning-of-text token."""
+    token_ids = tokenizer("x")["input_ids"]
+    return tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id]
+
+
+def special_token_texts(tokenizer: Any) -> dict[str, str]:
+    """Return the named special tokens of a tokenizer (`bos_token`, `eos_token`, …) as texts."""
+    return {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def control_token_texts(tokenizer: Any) -> list[str]:
+    """Return the texts of all tokens that the tokenizer treats as one special token."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sorted({*added, *tokenizer.all_special_tokens})
+
+
+def _source_options(base: Base) -> dict[str, Any]:
+    return {
+        "cache_dir": base.cache_dir,
+        "local_files_only": not base.may_download,
+        "trust_remote_code": False,
+    }
+
+
+def _not_loaded(base: Base, part: str, error: Exception) -> ModelError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelError(
+        f"the {part} of {base.name!r} cannot be loaded: {reason[:200]}",
+        where="base_model.huggingface_id",
+        remedy="check the name and the network (HF_TOKEN for gated models), or name a folder on this machine",
+    )

@@ -1,0 +1,276 @@
+"""Read YAML into a tree whose every value knows where it was written.
+
+ruamel.yaml parses; the tree is built here from its events, because that is where a key's line, a repeated
+key, an alias and the depth are still to be seen. Scalars follow YAML 1.2, in which `no` is a word and `2e-4`
+a number. `layout.py` works on the trees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+
+from llamafarm.errors import StrategyError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 30
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from: its kind of source, and the place in it."""
+
+    kind: str
+    """default, preset, strategy file or command line."""
+    where: str
+    """Empty for a default; else file:line, or the option."""
+
+    def __str__(self) -> str:
+        """Return both in a line, such as `strategy file demos/strategies.yaml:14`."""
+        return f"{self.kind} {self.where}".rstrip()
+
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and its origin; for a value under a key, the place of the key."""
+
+    value: Scalar | dict[str, Node] | list[Node]
+    origin: Origin
+
+    def plain(self) -> Any:
+        """Return the value without origins."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+
+def read_document(path: Path, kind: str, shown_path: str) -> Node:
+    """Read a YAML file; origins have the given kind and name the file `shown_path`.
+
+    Raises StrategyError, with file and line, for anything but one plain YAML document.
+    """
+    try:
+        if path.is_dir():
+            raise _refusal("the strategy file is a folder", shown_path, "Name a YAML file in it.")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise _refusal("the strategy file does not exist", shown_path, "Check its name and folder.") from None
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or str(fault)
+        raise _refusal(f"the strategy file cannot be read: {reason}", shown_path, "Check the file.") from None
+    if len(content) > MAX_BYTES:
+        problem = f"the strategy file is larger than {MAX_BYTES // 1000} kB"
+        raise _refusal(problem, shown_path, "Name a strategy file; is this one data?")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line = content.count(b"\n", 0, fault.start) + 1
+        problem = f"the strategy file is not UTF-8 text (byte {content[fault.start]:#04x})"
+        raise _refusal(problem, f"{shown_path}:{line}", "Save it as UTF-8.") from None
+    return parse_document(text, kind, shown_path)
+
+
+def parse_document(text: str, kind: str, shown_path: str) -> Node:
+    """Parse YAML text as `read_document` does."""
+    builder = _Builder(kind, shown_path)
+    try:
+        events = YAML(typ="safe", pure=True).parse(text)
+        root = builder.build(iter(events))
+    except StrategyError:
+        raise
+    except MarkedYAMLError as fault:
+        mark = fault.problem_mark or fault.context_mark
+        line = 1 if mark is None else mark.line + 1
+        raise _syntax_fault(text, line, str(fault.problem or fault.context), shown_path) from None
+    except Exception as fault:
+        # A parser fed with any bytes at all: ruamel lets ValueError, IndexError and others through.
+        reason = next(iter(str(fault).splitlines()), "it cannot be read")
+        problem = f"the strategy file is not YAML: {reason}"
+        remedy = "Check it for characters that do not belong in a text file."
+        raise _refusal(problem, f"{shown_path}:{builder.line}", remedy) from None
+    if root is None:
+        raise _refusal("the strategy file is empty", shown_path, "Write a strategy into it.")
+    return root
+
+
+def parse_value(text: str, origin: Origin) -> Node:
+    """Read the value of a `--set`: a YAML scalar or flow collection, or else the text as it stands."""
+    if "\n" not in text:
+        try:
+            root = parse_document(f"value: {text}", origin.kind, origin.where)
+        except StrategyError:
+            return Node(text, origin)
+        if isinstance(root.value, dict) and list(root.value) == ["value"]:
+            node = root.value["value"]
+            # An unquoted text is taken whole: YAML would drop what follows a #.
+            is_plain_text = isinstance(node.value, str) and text.lstrip()[:1] not in ("'", '"')
+            return Node(text.strip(), origin) if is_plain_text else _with_origin(node, origin)
+    return Node(text, origin)
+
+
+def _with_origin(node: Node, origin: Origin) -> Node:
+    if isinstance(node.value, dict):
+        return Node({key: _with_origin(child, origin) for key, child in node.value.items()}, origin)
+    if isinstance(node.value, list):
+        return Node([_with_origin(child, origin) for child in node.value], origin)
+    return Node(node.value, origin)
+
+
+class _Builder:
+    """Builds the tree from the parser's events and refuses what a strategy has no use for."""
+
+    def __init__(self, kind: str, shown_path: str) -> None:
+        self.line = 1
+        self._kind = kind
+        self._shown_path = shown_path
+        self._events: Iterator[Event] = iter(())
+
+    def build(self, events: Iterator[Event]) -> Node | None:
+        """Return the root, or None for an empty document; read the events to their end."""
+        self._events = events
+        root: Node | None = None
+        num_documents = 0
+        while (event := self._next()) is not None:
+            if isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent | AliasEvent):
+                root = self._node(event, self._origin(), 1)
+            elif isinstance(event, DocumentStartEvent):
+                num_documents += 1
+                if num_documents > 1:
+                    raise self._refuse(
+                        "the file holds more than one YAML document",
+                        "Remove the line `---` between them, or name one strategy file for each.",
+                    )
+        is_empty = root is None or root.value is None
+        return None if is_empty else root
+
+    def _next(self) -> Event | None:
+        event = next(self._events, None)
+        if event is not None and event.start_mark is not None:
+            self.line = event.start_mark.line + 1
+        return event
+
+    def _origin(self) -> Origin:
+        return Origin(self._kind, f"{self._shown_path}:{self.line}")
+
+    def _refuse(self, problem: str, remedy: str) -> StrategyError:
+        return _refusal(problem, f"{self._shown_path}:{self.line}", remedy)
+
+    def _node(self, event: Event | None, origin: Origin, depth: int) -> Node:
+        if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+            name = ("*" if isinstance(event, AliasEvent) else "&") + str(getattr(event, "anchor", ""))
+            raise self._refuse(
+                f"the file uses a YAML alias or anchor ({name}), which strategies may not",
+                "Write the values out, or let the strategy `extends:` another.",
+            )
+        if depth > MAX_DEPTH:
+            problem = f"the file is nested more than {MAX_DEPTH} deep"
+            raise self._refuse(problem, "Check brackets and indents.")
+        if isinstance(event, ScalarEvent):
+            return Node(self._scalar(event), origin)
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            raise self._refuse(f"the file uses the YAML tag {tag}; strategies may not", "Remove it.")
+        if isinstance(event, MappingStartEvent):
+            return Node(self._mapping(depth), origin)
+        return Node(self._sequence(depth), origin)
+
+    def _mapping(self, depth: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        while not isinstance(event := self._next(), MappingEndEvent):
+            if not isinstance(event, ScalarEvent) or event.anchor:
+                raise self._refuse("a key is not plain text", "Write keys as words.")
+            key, origin = self._checked(str(event.value)), self._origin()
+            if key in entries:
+                first_line = entries[key].origin.where.rpartition(":")[2]
+                raise self._refuse(
+                    f"the key {show_key(key)} is there twice, first in line {first_line}",
+                    "Remove one of the two.",
+                )
+            entries[key] = self._node(self._next(), origin, depth + 1)
+        return entries
+
+    def _sequence(self, depth: int) -> list[Node]:
+        items: list[Node] = []
+        while not isinstance(event := self._next(), SequenceEndEvent):
+            items.append(self._node(event, self._origin(), depth + 1))
+        return items
+
+    def _scalar(self, event: ScalarEvent) -> Scalar:
+        text = self._checked(str(event.value))
+        tag = getattr(event, "tag", None)
+        if tag in (None, "!") and event.implicit[0] and event.style is None:
+            return _resolve_scalar(text)
+        if tag not in (None, "!", "tag:yaml.org,2002:str"):
+            raise self._refuse(f"the file uses the YAML tag {tag}; strategies may not", "Remove it.")
+        return text
+
+    def _checked(self, text: str) -> str:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise self._refuse("the file has half of a surrogate pair", "Write the character itself.")
+        return text
+
+
+_INT = re.compile(r"[-+]?[0-9]{1,18}|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Scalar] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+
+def _resolve_scalar(text: str) -> Scalar:
+    """Tell what an unquoted scalar is, by the core schema of YAML 1.2."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def show_key(key: str) -> str:
+    """Return a key as it can stand in a one-line message."""
+    shown = key if key and key.isprintable() else repr(key)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _syntax_fault(text: str, line: int, problem: str, shown_path: str) -> StrategyError:
+    lines = text.split("\n")
+    written = lines[line - 1] if line <= len(lines) else ""
+    if "\t" in written[: len(written) - len(written.lstrip())]:
+        problem = "the file is indented with a tab, and YAML takes only spaces"
+        return _refusal(problem, f"{shown_path}:{line}", "Replace the tab by spaces.")
+    remedy = "Check indents, colons, quotes and brackets there and in the line above."
+    return _refusal(f"the strategy file is not YAML: {problem}", f"{shown_path}:{line}", remedy)
+
+
+def _refusal(problem: str, where: str, remedy: str) -> StrategyError:
+    # One line each, whatever a path or a parser's message holds.
+    return StrategyError(" ".join(problem.split()), where=" ".join(where.split()), remedy=remedy)

@@ -1,0 +1,100 @@
+"""What is learnt from and in which form: `dataset`, `data_preprocessing`, `prompt_template`."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from llamafarm.strategy.sections.base import AtLeastOne, NotNegativeInt, Section, TextList
+
+
+class Dataset(Section):
+    """The files of examples."""
+
+    train_file: str | None = Field(default=None, min_length=1)
+    """File with the training rows; relative to the working directory or to the strategy file."""
+    eval_file: str | None = Field(default=None, min_length=1)
+    """File with the evaluation rows. Unset: `eval_split` says how many rows to take from `train_file`."""
+    eval_split: float | None = Field(default=None, gt=0, lt=1)
+    """Part of the training rows set aside for evaluation, never trained on. Not used when there is an
+    `eval_file`. 0.1 is usual, 0.05 for very few rows."""
+    format: Literal["auto", "messages", "alpaca", "prompt-completion", "question-answer"] = "auto"
+    """Shape of the rows. `auto` tells it from their keys, and is an error where that is not clear."""
+    shuffle: bool = True
+    """Shuffle the rows before `eval_split` sets some aside. False takes the last rows of the file."""
+    seed: NotNegativeInt = 42
+    """Seed of that shuffle; apart from `environment.seed`, so that another seed in training is measured on
+    the same evaluation rows."""
+
+
+class DataPreprocessing(Section):
+    """What happens to rows before training."""
+
+    max_length: AtLeastOne | None = None
+    """Most tokens in a row, prompt and answer together. Memory and time grow with it. Unset: the base model's
+    context length. A file may also write it as `training_args.max_length`."""
+    max_input_length: AtLeastOne | None = None
+    """Most tokens in a row's prompt. Unset: no limit of its own."""
+    max_output_length: AtLeastOne | None = None
+    """Most tokens in a row's answer, its end token included. Unset: no limit of its own."""
+    remove_duplicates: bool = False
+    """Keep only the first of rows with the same content, also across the training and evaluation files."""
+    filter_quality: bool = False
+    """Leave out rows whose answer is cut off, repeats itself or repeats the question; each is reported."""
+    filter_empty: bool = False
+    """Leave out rows whose question or answer is empty; they are counted. False makes such a row an error."""
+    shuffle: bool = True
+    """Give the training rows a new order in each epoch. False keeps that of the file."""
+    seed: NotNegativeInt | None = None
+    """Seed of that order. Unset: `environment.seed`."""
+
+
+PLACEHOLDERS = ("system", "instruction", "input", "output")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class PromptTemplate(Section):
+    """The text around question and answer: the same in training, in use and in every export."""
+
+    system: str | None = None
+    """System message before the question: `{system}` in `format`, or the chat template's system turn."""
+    format: str | None = None
+    """One example as text, with `{input}` or `{instruction}`, `{output}` exactly once, and `{system}` if
+    wanted. Unset: the base model's own chat template."""
+    stop_sequences: TextList = ()
+    """Texts at which an answer ends when generating, beside the model's own end token."""
+
+    @field_validator("format")
+    @classmethod
+    def _placeholders_fit(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        found = _PLACEHOLDER.findall(value)
+        for name in found:
+            if name not in PLACEHOLDERS:
+                raise PydanticCustomError(
+                    "placeholder",
+                    "has the placeholder {name}, and only {known} are known",
+                    {"name": f"{{{name}}}", "known": ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)},
+                )
+        if found.count("output") != 1:
+            raise PydanticCustomError(
+                "placeholder",
+                "must have {name} exactly once (it has it {count} times)",
+                {"name": "{output}", "count": found.count("output")},
+            )
+        if "input" not in found and "instruction" not in found:
+            raise PydanticCustomError(
+                "placeholder", "must have {names}", {"names": "{input} or {instruction}"}
+            )
+        return value
+
+    @field_validator("stop_sequences")
+    @classmethod
+    def _stops_not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise PydanticCustomError("empty_stop", "has an empty text, at which every answer would end")
+        return value

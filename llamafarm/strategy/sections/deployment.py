@@ -1,0 +1,113 @@
+"""What becomes of the trained model: `generation`, `export`, `monitoring`, `model_app`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from llamafarm.strategy.sections.base import AtLeastOne, Positive, Section, TextList, read_lower_case
+
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+class Generation(Section):
+    """How answers are generated; a file may also write these keys under `training_args`."""
+
+    max_new_tokens: AtLeastOne = 200
+    """Most tokens in an answer; time grows in proportion."""
+    temperature: Temperature = 0.7
+    """Randomness: 0 always takes the likeliest token, higher values vary more."""
+    top_p: TopP = 0.9
+    """Sample from the likeliest tokens that together have this probability. 1 takes all."""
+    top_k: AtLeastOne | None = None
+    """Sample from this many of the likeliest tokens. Unset: no such limit."""
+    repetition_penalty: Positive = 1.0
+    """Above 1, tokens that already occurred become less likely; 1.0 to 1.2 is usual."""
+
+
+class OllamaParameters(Section):
+    """Parameters written into the Ollama model; each that is unset follows from the rest of the strategy."""
+
+    temperature: Temperature | None = None
+    """Randomness of answers. Unset: `generation.temperature`."""
+    top_p: TopP | None = None
+    """Probability to sample from. Unset: `generation.top_p`."""
+    top_k: AtLeastOne | None = None
+    """Number of tokens to sample from. Unset: `generation.top_k`."""
+    repeat_penalty: Positive | None = None
+    """Penalty for tokens that already occurred. Unset: `generation.repetition_penalty`."""
+    num_predict: AtLeastOne | None = None
+    """Most tokens in an answer. Unset: `generation.max_new_tokens`."""
+    num_ctx: AtLeastOne | None = None
+    """Context length in tokens; memory grows in proportion. Unset: the base model's, within reason."""
+    stop: TextList | None = None
+    """Texts at which an answer ends. Unset: `prompt_template.stop_sequences`."""
+
+
+Quantization = Annotated[
+    Literal[
+        "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0",
+        "q4_k_m", "q4_k_s", "q4_1", "q4_0", "q3_k_m", "q2_k",
+    ],
+    BeforeValidator(read_lower_case),
+]  # fmt: skip
+
+
+class Export(Section):
+    """What to make of the model after training."""
+
+    to_ollama: bool = False
+    """Merge the adapter, write a GGUF file and create a model in the Ollama on this machine."""
+    to_gguf: bool = False
+    """Merge the adapter and write a GGUF file into the run's folder."""
+    quantization: Quantization = "q8_0"
+    """Type of the weights in the GGUF file. q8_0 takes about half of f16 and loses almost nothing; q4_k_m
+    about 30 % of f16, with a loss that small models feel."""
+    model_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")
+    """Name of the model in Ollama, also of the GGUF file. Unset: the strategy's name."""
+    system_prompt: str | None = None
+    """System message written into the Ollama model. Unset: `prompt_template.system`."""
+    ollama_parameters: OllamaParameters = OllamaParameters()
+    """Parameters written into the Ollama model."""
+
+
+class Monitoring(Section):
+    """What a run records."""
+
+    track_training_metrics: bool = True
+    """Write `metrics.jsonl` and, from it, the report."""
+    log_tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into the run's `logs/`."""
+    save_checkpoints: bool = True
+    """False saves no checkpoints, whatever `training_args.save_strategy` says: nothing to resume from."""
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(read_lower_case)] = (
+        "info"
+    )
+    """How much is printed while a run goes on."""
+
+
+class ModelAppConfig(Section):
+    """How the application that serves the model is reached."""
+
+    base_url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
+    """Address of the Ollama server. Unset: `OLLAMA_HOST`, or http://127.0.0.1:11434."""
+    default_model: str | None = Field(default=None, min_length=1)
+    """Model to ask. Unset: the one that this strategy exports."""
+    timeout: Positive = 60.0
+    """Seconds to wait for an answer."""
+    gpu_layers: int | None = Field(default=None, ge=-1)
+    """Layers that llama.cpp keeps on the GPU; -1 means all. Unset: llama.cpp decides."""
+    num_thread: AtLeastOne | None = None
+    """Threads for generation on the processor. Unset: the application decides."""
+
+
+class ModelApp(Section):
+    """What answers prompts once the model is trained."""
+
+    type: Literal["transformers", "ollama", "llamacpp"] = "transformers"
+    """`transformers` uses the trained adapter itself; `llamacpp` the exported GGUF file; `ollama` the
+    exported model in Ollama."""
+    config: ModelAppConfig = ModelAppConfig()
+    """How it is reached."""

@@ -1,0 +1,165 @@
+"""The story of a run, top to bottom: prepare, load, attach, loop, choose the best, write the final model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from llamafarm import terminal
+from llamafarm.hardware import installed_versions
+from llamafarm.kernels.dropout import DropoutPlan
+from llamafarm.model.adapter import AdapterSettings, adapter_tensors, attach_adapter, choose_target_modules
+from llamafarm.model.bundle import Bundle, write_bundle
+from llamafarm.model.forward import packed_attention
+from llamafarm.model.load import load_model
+from llamafarm.strategy.load import LoadedStrategy
+from llamafarm.strategy.schema import Strategy
+from llamafarm.training.prepare import Choice, Preparation, prepare
+from llamafarm.training.record import (
+    FINAL_MODEL_FOLDER,
+    RUN_FILE,
+    check_output_dir,
+    claim_output_dir,
+    write_json,
+)
+from llamafarm.training.session import RunResult, Session
+from llamafarm.training.step import Precision
+
+
+def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResult:
+    """Train a strategy and write its final model.
+
+    Nothing is written before everything that can be checked has been. Raises any `LlamaFarmError`.
+    """
+    strategy = loaded.strategy
+    preparation = prepare(loaded)
+    check_output_dir(preparation.output_dir, overwrite=overwrite)
+
+    precision = _precision(preparation, strategy)
+    model, dropout_plan = _load_and_attach(preparation, strategy)
+    show_preparation(preparation)
+    claim_output_dir(preparation.output_dir, overwrite=overwrite)
+
+    with packed_attention(model.get_base_model()):
+        session = Session(preparation, strategy, model, dropout_plan, precision)
+        state = session.run()
+    result = session.finish(state)
+
+    _write_final_model(preparation, loaded, model)
+    write_json(preparation.output_dir / RUN_FILE, _describe_run(loaded, preparation, result))
+    return result
+
+
+def show_preparation(preparation: Preparation) -> None:
+    """Print what was settled and why, and what the run will see."""
+    plan = preparation.plan
+    for warning in preparation.warnings:
+        terminal.warn(warning)
+    for choice in preparation.choices:
+        terminal.say(f"{choice.setting:<16}{choice.value}  ({choice.why})")
+    num_tokens = sum(row.num_tokens for row in preparation.train_rows)
+    num_supervised = sum(row.num_supervised_tokens for row in preparation.train_rows)
+    num_train, num_eval = len(preparation.train_rows), len(preparation.eval_rows)
+    terminal.say(f"{'data':<16}{num_train} training rows, {num_eval} evaluation rows")
+    terminal.say(
+        f"{'tokens':<16}{num_tokens:,} an epoch, {num_supervised / num_tokens:.0%} of them trained on"
+    )
+    terminal.say(
+        f"{'steps':<16}{plan.num_steps} of {plan.rows_per_step} rows, {plan.steps_per_epoch} an epoch"
+    )
+    terminal.say(f"{'output':<16}{preparation.output_dir}")
+
+
+def _precision(preparation: Preparation, strategy: Strategy) -> Precision:
+    kind, name = preparation.device.kind, preparation.precision.name
+    if kind == "cuda" and strategy.hardware.precision.cuda.use_tf32 is not None:
+        torch.set_float32_matmul_precision("high" if strategy.hardware.precision.cuda.use_tf32 else "highest")
+    if name == "fp32":
+        return Precision(nullcontext)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    scaler = torch.amp.GradScaler(kind) if name == "fp16" else None
+    return Precision(partial(torch.autocast, kind, dtype), scaler)
+
+
+def _load_and_attach(preparation: Preparation, strategy: Strategy) -> tuple[PeftModel, DropoutPlan]:
+    """Load the base model and attach a new adapter to it."""
+    named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    computed = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    dtype = named.get(strategy.base_model.torch_dtype, computed[preparation.precision.name])
+    device = torch.device(preparation.device.kind)
+    base_model = load_model(preparation.base, dtype=dtype, device=device)
+    num_parameters = base_model.num_parameters()
+    targets: Sequence[str] | str | None = strategy.method.target_modules
+    if targets is None:
+        targets, why = choose_target_modules(base_model, num_parameters)
+        shown = targets if isinstance(targets, str) else ", ".join(targets)
+        preparation.choices.append(Choice("target modules", shown, why))
+    model, dropout_plan = attach_adapter(
+        base_model,
+        AdapterSettings(
+            r=strategy.method.r,
+            alpha=strategy.method.alpha,
+            dropout=strategy.method.dropout,
+            target_modules=targets,
+            bias=strategy.method.bias,
+        ),
+        base_name=preparation.base.source,
+        seed=strategy.environment.seed,
+    )
+    if strategy.hardware.optimization.gradient_checkpointing:
+        base_model.gradient_checkpointing_enable({"use_reentrant": False})
+        base_model.enable_input_require_grads()
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    preparation.choices.append(
+        Choice(
+            "adapter", f"LoRA r={strategy.method.r}", f"{num_trained:,} of {num_parameters:,} weights trained"
+        )
+    )
+    return model, dropout_plan
+
+
+def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: PeftModel) -> None:
+    """Write `final_model/` under another name and rename it: it is whole, or not there."""
+    strategy = loaded.strategy
+    folder = preparation.output_dir / FINAL_MODEL_FOLDER
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    preparation.tokenizer.chat_template = preparation.template.source
+    bundle = Bundle(
+        base_model=preparation.base.name,
+        strategy=loaded.key,
+        end_of_turn=preparation.template.end_of_turn,
+        joiner=preparation.template.joiner,
+        max_length=preparation.max_length,
+        stop_sequences=strategy.prompt_template.stop_sequences,
+        generation=strategy.generation.model_dump(),
+    )
+    write_bundle(unfinished, bundle, model, adapter_tensors(model), preparation.tokenizer)
+    os.replace(unfinished, folder)
+
+
+def _describe_run(loaded: LoadedStrategy, preparation: Preparation, result: RunResult) -> dict[str, Any]:
+    """Return `run.json`: what was asked for, on what, with what, and what came of it."""
+    return {
+        "strategy": loaded.key,
+        "strategy_file": str(loaded.file) if loaded.file else None,
+        "settings": loaded.strategy.model_dump(mode="json"),
+        "origins": {path: str(origin) for path, origin in loaded.origins.items()},
+        "choices": [asdict(choice) for choice in preparation.choices],
+        "warnings": preparation.warnings,
+        "data": [
+            {"file": str(file.path), "rows": len(file.conversations), "sha256": file.sha256}
+            for file in preparation.data_files
+        ],
+        "versions": installed_versions(),
+        "result": {**asdict(result), "final_model": str(result.final_model)},
+    }

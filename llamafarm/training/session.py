@@ -1,0 +1,215 @@
+"""The loop's actions over one model: what taking a step, evaluating, saving and recording mean in a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from llamafarm import terminal
+from llamafarm.data.pack import Pack, pack_rows
+from llamafarm.evaluation.loss import LossResult, measure_loss
+from llamafarm.hardware import peak_memory_bytes
+from llamafarm.kernels.dropout import DropoutPlan
+from llamafarm.model.adapter import adapter_tensors, restore_adapter
+from llamafarm.model.forward import supervised_logits
+from llamafarm.planning import choose_pack_tokens
+from llamafarm.strategy.schema import Strategy, TrainingArgs
+from llamafarm.training.checkpoint import (
+    CheckpointRecord,
+    read_checkpoint,
+    remove_old_checkpoints,
+    write_checkpoint,
+)
+from llamafarm.training.loop import LoopState, StepRecord, run_loop
+from llamafarm.training.optimizer import OptimizerSettings, build_optimizer
+from llamafarm.training.prepare import Preparation
+from llamafarm.training.record import CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, MetricsWriter
+from llamafarm.training.step import Precision, StepResult, run_step
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended. Losses are in nats per supervised token; evaluation is None without its rows."""
+
+    final_model: Path
+    num_steps: int
+    num_epochs: float
+    train_loss: float
+    eval_loss: float | None
+    eval_perplexity: float | None
+    best_step: int | None
+    stopped_early: bool
+    num_tokens: int
+    num_supervised_tokens: int
+    train_seconds: float
+    peak_memory_bytes: int
+
+
+class Session:
+    """The loop's actions over one model: what taking a step, evaluating, saving and recording mean here."""
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        strategy: Strategy,
+        model: PeftModel,
+        dropout_plan: DropoutPlan,
+        precision: Precision,
+    ) -> None:
+        self._preparation = preparation
+        self._model = model
+        self._dropout_plan = dropout_plan
+        self._precision = precision
+        self._device = torch.device(preparation.device.kind)
+        self._max_grad_norm = strategy.training_args.max_grad_norm
+        self._save_total_limit = strategy.training_args.save_total_limit
+        self._pack_tokens = choose_pack_tokens(preparation.device.kind)
+        self._eval_packs = pack_rows(
+            preparation.eval_rows, range(len(preparation.eval_rows)), self._pack_tokens
+        )
+        self._optimizer, self._scheduler = build_optimizer(
+            model, _optimizer_settings(strategy.training_args), preparation.plan.num_steps
+        )
+        self._metrics = MetricsWriter(
+            preparation.output_dir,
+            writes_metrics=strategy.monitoring.track_training_metrics,
+            writes_tensorboard=strategy.monitoring.log_tensorboard,
+        )
+        self._seconds_of_steps = 0.0
+        self._recorded_seconds = 0.0
+        self._num_tokens = 0
+        self._num_supervised_tokens = 0
+        self._last_record: StepRecord | None = None
+        self._last_evaluation: dict[int, LossResult] = {}
+        self._checkpoints = preparation.output_dir / CHECKPOINTS_FOLDER
+
+    def run(self) -> LoopState:
+        """Run the loop to its end, in training mode."""
+        self._model.train()
+        with terminal.progress("training", self._preparation.plan.num_steps) as self._progress:
+            try:
+                return run_loop(self._preparation.plan, self)
+            finally:
+                self._metrics.close()
+
+    def take_step(self, step: int, row_indices: Sequence[int]) -> StepResult:
+        """Take one optimizer step over these rows."""
+        started = time.perf_counter()
+        packs = pack_rows(self._preparation.train_rows, row_indices, self._pack_tokens)
+        result = run_step(
+            partial(self._forward, step),
+            [pack.to(self._device) for pack in packs],
+            self._optimizer,
+            self._precision,
+            max_grad_norm=self._max_grad_norm,
+            where=f"step {step}, rows {self._show_rows(row_indices)}",
+        )
+        self._learning_rate = float(self._scheduler.get_last_lr()[0])
+        self._scheduler.step()
+        seconds = time.perf_counter() - started
+        self._seconds_of_steps += seconds
+        self._num_tokens += result.num_tokens
+        self._num_supervised_tokens += result.num_supervised_tokens
+        self._progress.advance(f"loss {result.train_loss:.4f}  {result.num_tokens / seconds:,.0f} tokens/s")
+        return result
+
+    def evaluate(self) -> LossResult:
+        """Return the loss on the evaluation rows."""
+        return measure_loss(self._model, self._eval_packs, self._device, self._precision.autocast)
+
+    def save(self, state: LoopState) -> None:
+        """Save a checkpoint, and remove those that are not to be kept."""
+        record = CheckpointRecord(
+            step=state.step,
+            epoch=state.step / self._preparation.plan.steps_per_epoch,
+            best_metric=state.best_metric if state.best_step else None,
+            best_step=state.best_step,
+        )
+        write_checkpoint(self._checkpoints, record, self._model, adapter_tensors(self._model))
+        remove_old_checkpoints(self._checkpoints, keep=self._save_total_limit, best_step=state.best_step)
+
+    def record(self, record: StepRecord, state: LoopState) -> None:
+        """Write a line of metrics, and say how an evaluation went."""
+        seconds = self._seconds_of_steps - self._recorded_seconds
+        self._recorded_seconds = self._seconds_of_steps
+        evaluation = record.evaluation
+        self._last_record = record
+        self._metrics.write(
+            {
+                "step": record.step,
+                "epoch": round(record.epoch, 6),
+                "train_loss": record.train_loss,
+                "eval_loss": evaluation.loss if evaluation else None,
+                "eval_perplexity": evaluation.perplexity if evaluation else None,
+                "learning_rate": self._learning_rate,
+                "grad_norm": record.grad_norm,
+                "tokens": record.num_tokens,
+                "supervised_tokens": record.num_supervised_tokens,
+                "tokens_per_second": record.num_tokens / seconds,
+                "memory_bytes": peak_memory_bytes(self._preparation.device.kind),
+                "seconds": self._seconds_of_steps,
+            }
+        )
+        if evaluation:
+            self._last_evaluation[record.step] = evaluation
+            best = "  best so far" if record.is_best else ""
+            terminal.say(
+                f"step {record.step}  epoch {record.epoch:.2f}  train_loss {record.train_loss:.4f}  "
+                f"eval_loss {evaluation.loss:.4f}  eval_perplexity {evaluation.perplexity:.3f}{best}"
+            )
+
+    def finish(self, state: LoopState) -> RunResult:
+        """Put the weights of the best evaluation into the model where that is asked for; sum the run up."""
+        plan = self._preparation.plan
+        chosen_step = state.step
+        if plan.saves_best and state.best_step:
+            chosen_step = state.best_step
+            if chosen_step != state.step:
+                restore_adapter(self._model, read_checkpoint(self._checkpoints, chosen_step))
+            terminal.say(f"the final model is that of step {chosen_step}, the best {plan.metric}")
+        if state.stopped_early:
+            terminal.say(f"stopped at step {state.step}: {plan.metric} no longer got better")
+        evaluation = self._last_evaluation.get(chosen_step)
+        assert self._last_record is not None
+        return RunResult(
+            final_model=self._preparation.output_dir / FINAL_MODEL_FOLDER,
+            num_steps=state.step,
+            num_epochs=state.step / plan.steps_per_epoch,
+            train_loss=self._last_record.train_loss,
+            eval_loss=evaluation.loss if evaluation else None,
+            eval_perplexity=evaluation.perplexity if evaluation else None,
+            best_step=state.best_step or None,
+            stopped_early=state.stopped_early,
+            num_tokens=self._num_tokens,
+            num_supervised_tokens=self._num_supervised_tokens,
+            train_seconds=self._seconds_of_steps,
+            peak_memory_bytes=peak_memory_bytes(self._preparation.device.kind),
+        )
+
+    def _forward(self, step: int, pack: Pack) -> torch.Tensor:
+        self._dropout_plan.enter_pack(step, pack.row_indices, pack.document_lengths)
+        return supervised_logits(self._model, pack)
+
+    def _show_rows(self, row_indices: Sequence[int]) -> str:
+        numbers = [str(self._preparation.train_rows[index].row_number) for index in row_indices[:8]]
+        more = f" and {len(row_indices) - 8} more" if len(row_indices) > 8 else ""
+        return ", ".join(numbers) + more
+
+
+def _optimizer_settings(args: TrainingArgs) -> OptimizerSettings:
+    return OptimizerSettings(
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_ratio=args.warmup_ratio,
+        warmup_steps=args.warmup_steps,
+        weight_decay=args.weight_decay,
+        adam_beta1=args.adam_beta1,
+        adam_beta2=args.adam_beta2,
+        adam_epsilon=args.adam_epsilon,
+    )

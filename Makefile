@@ -1,0 +1,43 @@
+# Set-up and checks. `make demo` and `make test` need nothing but Python 3.11 or newer.
+
+# uv where it is installed; else one of our own, in .uv/.
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+# Wheels that pip is told to look for on this machine serve uv as well.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+export UV_NO_PROGRESS ?= 1
+RUN := $(UV) run --no-sync
+
+.PHONY: setup demo test lint types contract check clean
+
+setup: .venv/installed
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/installed: pyproject.toml | $(filter .uv/bin/uv,$(UV))
+	$(UV) sync
+	@touch $@
+
+demo: setup
+	$(RUN) python demos/demo3_training.py
+
+test: setup
+	$(RUN) pytest
+
+lint: setup
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: setup
+	$(RUN) mypy
+
+contract: setup
+	$(RUN) lint-imports
+
+check: lint types contract test
+
+clean:
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

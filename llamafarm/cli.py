@@ -58,7 +58,7 @@ def _as_bug(error: Exception) -> LlamaFarmError:
     return LlamaFarmError(
         f"this should not have happened ({type(error).__name__}: {error})",
         where=f"the traceback is in {Path(file.name)}",
-        remedy="report it with that file; it is our fault",
+        remedy="Report it with that file; it is our fault.",
     )
 
 

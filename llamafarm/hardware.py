@@ -47,7 +47,7 @@ def find_device(wanted: str) -> Device:
         raise MachineError(
             f"there is no {wanted} device on this machine",
             where="hardware.device",
-            remedy="write device: auto, which takes what is there, or pass --set hardware.device=auto",
+            remedy="Write device: auto, which takes what is there, or pass --set hardware.device=auto.",
         )
     return Device(kind, _describe(kind, torch), why)
 
@@ -74,13 +74,13 @@ def choose_precision(
         raise MachineError(
             f"fp16 is not stable on {device.kind}",
             where="hardware.optimization.mixed_precision",
-            remedy="write mixed_precision: no, or leave it out",
+            remedy="Write mixed_precision: no, or leave it out.",
         )
     if name == "bf16" and device.kind == "cuda" and not torch.cuda.is_bf16_supported():
         raise MachineError(
             f"{device.description} does not compute in bf16",
             where="hardware.optimization.mixed_precision",
-            remedy="write mixed_precision: fp16",
+            remedy="Write mixed_precision: fp16.",
         )
     return PrecisionChoice(name, why)
 

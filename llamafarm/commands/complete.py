@@ -38,7 +38,7 @@ def complete(
 
     set_mode(prints_json=prints_json)
     if not prompt.strip():
-        raise InputError("the prompt is empty", where="complete", remedy='ask something: complete "…"')
+        raise InputError("the prompt is empty", where="complete", remedy='Ask something: complete "…".')
     opened = open_model(model, strategy, strategy_file, settings, uses_base=uses_base)
     chosen = replace(
         opened.settings,

@@ -51,7 +51,7 @@ def evaluate(
         raise InputError(
             "there are no rows to evaluate on",
             where="dataset.eval_file",
-            remedy="pass --eval-dataset with a JSONL file",
+            remedy="Pass --eval-dataset with a JSONL file.",
         )
     data = read_data_file(path)
     opened = open_model(model, strategy, strategy_file, settings, uses_base=uses_base)

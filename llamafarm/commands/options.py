@@ -67,7 +67,7 @@ def load_with_options(
             raise InputError(
                 f"{setting!r} is not SECTION.KEY=VALUE",
                 where="--set",
-                remedy="for example: --set training_args.learning_rate=1e-4",
+                remedy="For example: --set training_args.learning_rate=1e-4",
             )
         overrides.append(Override(path.strip(), text))
     return load_strategy(strategy, file=strategy_file, overrides=overrides)

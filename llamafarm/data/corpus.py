@@ -68,7 +68,7 @@ def split_rows(
         raise DataError(
             f"{len(rows)} row(s), {len(set(keys))} of them distinct, cannot be split in two",
             where=where,
-            remedy="give at least two rows that differ, or a file of its own for evaluation",
+            remedy="Give at least two rows that differ, or a file of its own for evaluation.",
         )
     return [rows[index] for index in train], [rows[index] for index in evaluation]
 
@@ -83,7 +83,7 @@ def split_file(path: Path, *, eval_percent: float, seed: int, output_dir: Path |
         raise InputError(
             f"the percentage for evaluation must lie between 0 and 100 (got {eval_percent:g})",
             where="--eval-percent",
-            remedy="10 is usual; 5 for very small files, 15 to 20 for firmer figures",
+            remedy="10 is usual; 5 for very small files, 15 to 20 for firmer figures.",
         )
     data = read_data_file(path)
     lines = [line for _, line in iterate_lines(read_bytes(path))]
@@ -107,5 +107,5 @@ def _write_lines(path: Path, lines: Sequence[bytes]) -> None:
         raise OutputError(
             f"the split cannot be written: {error.strerror}",
             where=str(path),
-            remedy="choose another folder with --output-dir",
+            remedy="Choose another folder with --output-dir.",
         ) from error

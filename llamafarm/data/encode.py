@@ -88,6 +88,6 @@ def _num_leading_tokens(
         raise TemplateError(
             f"the tokenizer joins the end of a prompt and the answer into one token, after {prefix[-30:]!r}",
             where=f"row {row_number}",
-            remedy="end the prompt part of prompt_template.format with a line break or a colon and a blank",
+            remedy="End the prompt part of prompt_template.format with a line break or a colon and a blank.",
         )
     return len(prefix_ids)

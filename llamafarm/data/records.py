@@ -96,7 +96,7 @@ def read_data_file(path: Path, *, format_name: str = "auto", filter_empty: bool 
         conversations.append(Conversation(messages, line_number))
     if not conversations or row_format is None:
         raise DataError(
-            "the file has no rows", where=str(path), remedy="give a JSONL file with one example on each line"
+            "the file has no rows", where=str(path), remedy="Give a JSONL file with one example on each line."
         )
     sha256 = hashlib.sha256(content).hexdigest()
     return DataFile(path, row_format.name, tuple(conversations), sha256, num_empty_rows)
@@ -106,17 +106,17 @@ def read_bytes(path: Path) -> bytes:
     """Return what a data file contains. Raises `DataError` if it is not a regular file that can be read."""
     if not path.exists():
         raise DataError(
-            f"there is no file {path.name!r}", where=str(path), remedy="check the path, or make the file"
+            f"there is no file {path.name!r}", where=str(path), remedy="Check the path, or make the file."
         )
     if not path.is_file():
-        raise DataError(f"{path.name!r} is not a file", where=str(path), remedy="name a JSONL file")
+        raise DataError(f"{path.name!r} is not a file", where=str(path), remedy="Name a JSONL file.")
     try:
         return path.read_bytes()
     except OSError as error:
         raise DataError(
             f"the file cannot be read: {error.strerror}",
             where=str(path),
-            remedy="check the file's permissions",
+            remedy="Check the file's permissions.",
         ) from error
 
 
@@ -134,28 +134,32 @@ def parse_row(line: bytes) -> Mapping[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _BadRowError(f"the line is not UTF-8 at byte {error.start}: {shown}", "save as UTF-8") from None
+        raise _BadRowError(
+            f"the line is not UTF-8 at byte {error.start}: {shown}", "Save as UTF-8."
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "it nests too deeply or holds a number that is too long")
         raise _BadRowError(
-            f"the line is not JSON ({reason}): {shown}", "write one JSON object on each line (JSONL)"
+            f"the line is not JSON ({reason}): {shown}", "Write one JSON object on each line (JSONL)."
         ) from None
     if not isinstance(row, dict):
         raise _BadRowError(
             f"the line is {type(row).__name__}, not a JSON object: {shown}",
-            'write rows such as {"instruction": "…", "input": "", "output": "…"}',
+            'Write rows such as {"instruction": "…", "input": "", "output": "…"}',
         )
     return row
 
 
 def _detect_format(row: Mapping[str, Any]) -> RowFormat:
-    for row_format in FORMATS:
-        if row_format.keys <= row.keys():
-            return row_format
+    whole = [row_format for row_format in FORMATS if row_format.keys <= row.keys()]
+    # A row that has a part of a form is a row of that form with something missing, and is told so.
+    partial = [row_format for row_format in FORMATS if row_format.keys & row.keys()]
+    if whole or partial:
+        return (whole or partial)[0]
     known = "; ".join(", ".join(sorted(row_format.keys)) for row_format in FORMATS)
     raise _BadRowError(
         f"no known form of row has the keys {', '.join(map(repr, row)) or '(none)'}",
-        f"use rows with the keys of one of these forms: {known}",
+        f"Use rows with the keys of one of these forms: {known}.",
     )
 
 
@@ -166,8 +170,8 @@ def _check_keys(row: Mapping[str, Any], row_format: RowFormat) -> None:
     is_answer = missing[0] in ("output", "completion", "answer")
     problem = f"the row has no {missing[0]!r}, which rows of the form {row_format.name} have"
     if is_answer:
-        raise _EmptyTurnError(f"the row has no answer: {problem}", f"add {missing[0]!r}, or delete the row")
-    raise _BadRowError(problem, f"add {missing[0]!r}, or keep rows of one form in one file")
+        raise _EmptyTurnError(f"the row has no answer: {problem}", f"Add {missing[0]!r}, or delete the row.")
+    raise _BadRowError(problem, f"Add {missing[0]!r}, or keep rows of one form in one file.")
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -176,7 +180,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise _BadRowError(
-            f"{key!r} is {type(value).__name__}, not a text", f"write {key!r} as a JSON string"
+            f"{key!r} is {type(value).__name__}, not a text", f"Write {key!r} as a JSON string."
         )
     return value
 
@@ -188,15 +192,15 @@ def _check_turns(messages: tuple[Message, ...]) -> None:
         if message.role != expected:
             raise _BadRowError(
                 f"a turn of {message.role!r} stands where one of {expected!r} belongs",
-                "let user and assistant take turns, the user first, after at most one system message",
+                "Let user and assistant take turns, the user first, after at most one system message.",
             )
         if not message.content.strip() and not message.input.strip():
             name = "the answer" if message.role == "assistant" else "the prompt"
-            raise _EmptyTurnError(f"{name} is empty", "fill it in, or delete the row")
+            raise _EmptyTurnError(f"{name} is empty", "Fill it in, or delete the row.")
         expected = "assistant" if expected == "user" else "user"
     if not turns or expected != "user":
         raise _EmptyTurnError(
-            "the row has no answer", "end the row with what the model should say, or delete it"
+            "the row has no answer", "End the row with what the model should say, or delete it."
         )
 
 
@@ -219,7 +223,9 @@ def _read_pair(prompt_key: str, answer_key: str) -> Callable[[Mapping[str, Any]]
 def _read_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
     messages = row["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _BadRowError("'messages' is not a list of objects", 'use [{"role": "user", "content": "…"}, …]')
+        raise _BadRowError(
+            "'messages' is not a list of objects", 'Use [{"role": "user", "content": "…"}, …].'
+        )
     return tuple(Message(_text(message, "role"), _text(message, "content")) for message in messages)
 
 

@@ -62,7 +62,7 @@ class ChatTemplate:
             raise TemplateError(
                 f"the chat template is not valid Jinja: {error}",
                 where="the base model's chat template",
-                remedy="give the strategy a prompt_template.format of its own",
+                remedy="Give the strategy a prompt_template.format of its own.",
             ) from None
         self.end_of_turn, self._after_end_of_turn = self._find_end_of_turn(control_tokens)
 
@@ -77,7 +77,7 @@ class ChatTemplate:
             raise TemplateError(
                 f"the chat template cannot render {', '.join(turn['role'] for turn in turns)}: {error}",
                 where="the chat template",
-                remedy="check the roles of the rows, or give the strategy a prompt_template.format",
+                remedy="Check the roles of the rows, or give the strategy a prompt_template.format.",
             ) from None
 
     def render_conversation(self, conversation: Conversation) -> Rendering:
@@ -99,7 +99,7 @@ class ChatTemplate:
                     "the chat template renders a turn differently once others follow it, so that the "
                     "answer cannot be told from the prompt exactly",
                     where=f"row {conversation.row_number}, message {index + 1}",
-                    remedy="use rows of one turn, or give the strategy a prompt_template.format",
+                    remedy="Use rows of one turn, or give the strategy a prompt_template.format.",
                 )
             spans.append((len(prompt), len(through) - len(self._after_end_of_turn)))
         return Rendering(text, tuple(spans))
@@ -119,8 +119,8 @@ class ChatTemplate:
                 "the chat template does not end the assistant's turn with a special token, so that the "
                 "model would never learn to stop",
                 where=f"what it renders after an answer: {ending!r}",
-                remedy="give the strategy a prompt_template.format: its answers end with the model's "
-                "end-of-text token",
+                remedy="Give the strategy a prompt_template.format: its answers end with the model's "
+                "end-of-text token.",
             )
         position, end_of_turn = min(ends, key=lambda end: (end[0], -len(end[1])))
         return end_of_turn, ending[position + len(end_of_turn) :]
@@ -205,7 +205,7 @@ def _split_at(text: str, field: str) -> tuple[str, str]:
             f"prompt_template.format must contain {field} once, in the order {{system}}, {{instruction}}, "
             f"{{input}}, {{output}} (got {text!r})",
             where="prompt_template.format",
-            remedy="for example: 'Question: {input}\\nAnswer: {output}'",
+            remedy="For example: 'Question: {input}\\nAnswer: {output}'",
         )
     return before, after
 

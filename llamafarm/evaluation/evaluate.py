@@ -61,7 +61,7 @@ def evaluate_model(opened: OpenModel, conversations: Sequence[Conversation], whe
         terminal.warn(f"{len(rows) - len(fitting)} rows are longer than {opened.max_length} tokens: left out")
     if not fitting:
         raise DataError(
-            f"no row is left within {opened.max_length} tokens", where=where, remedy="shorten the rows"
+            f"no row is left within {opened.max_length} tokens", where=where, remedy="Shorten the rows."
         )
     packs = pack_rows(rows, fitting, choose_pack_tokens(opened.model.device.type))
     kept = [conversations[index] for index in fitting]

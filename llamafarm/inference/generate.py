@@ -94,7 +94,7 @@ class Answerer:
             raise InputError(
                 f"the prompt has {len(token_ids)} tokens, and the model's context {self._context_length}",
                 where="the prompt",
-                remedy="shorten it",
+                remedy="Shorten it.",
             )
         return token_ids
 

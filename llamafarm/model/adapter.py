@@ -78,7 +78,7 @@ def attach_adapter(
             raise ModelError(
                 f"the model has no modules called {', '.join(missing)}",
                 where="method.target_modules",
-                remedy=f"choose among {', '.join(linear)}, or write all-linear",
+                remedy=f"Choose among {', '.join(linear)}, or write all-linear.",
             )
     config = LoraConfig(
         r=settings.r,
@@ -155,5 +155,5 @@ def _unreadable(folder: Path, reason: str) -> ModelError:
     return ModelError(
         f"the adapter cannot be loaded: {first_line[:200]}",
         where=str(folder),
-        remedy="name a folder with adapter_config.json and adapter_model.safetensors of this base model",
+        remedy="Name a folder with adapter_config.json and adapter_model.safetensors of this base model.",
     )

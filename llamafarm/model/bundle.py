@@ -65,7 +65,7 @@ def read_bundle(folder: Path) -> Bundle:
         raise ModelError(
             f"there is no trained model in {str(folder)!r}",
             where=str(path),
-            remedy="train it first with `train`, or name a final_model folder",
+            remedy="Train it first with `train`, or name a final_model folder.",
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -73,13 +73,13 @@ def read_bundle(folder: Path) -> Bundle:
         bundle = Bundle(**content)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"the file is damaged: {error}", where=str(path), remedy="train again, or restore the folder"
+            f"the file is damaged: {error}", where=str(path), remedy="Train again, or restore the folder."
         ) from error
     if bundle.format_version != _FORMAT_VERSION:
         raise ModelError(
             f"the folder has format {bundle.format_version}, and this version reads {_FORMAT_VERSION}",
             where=str(path),
-            remedy="update llamafarm-finetune",
+            remedy="Update llamafarm-finetune.",
         )
     return bundle
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -57,13 +58,14 @@ def find_base(name: str | None, cache_dir: str | None = None) -> Base:
         raise ModelError(
             f"there is no model folder {name!r}",
             where="base_model.huggingface_id",
-            remedy="check the path, or leave base_model out to use the embedded model",
+            remedy="Check the path, or leave base_model out to use the embedded model.",
         )
     return Base(name, name, cache_dir)
 
 
 def load_tokenizer(base: Base) -> Any:
     """Return the tokenizer of a base model. Raises `ModelError` if it cannot be had."""
+    _check_hub(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.source, **_source_options(base))
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -72,7 +74,7 @@ def load_tokenizer(base: Base) -> Any:
         raise ModelError(
             f"the tokenizer of {base.name!r} has no end-of-text token, so that no answer could end",
             where="base_model.huggingface_id",
-            remedy="use a model whose tokenizer_config.json names an eos_token",
+            remedy="Use a model whose tokenizer_config.json names an eos_token.",
         )
     return tokenizer
 
@@ -93,7 +95,7 @@ def load_model(base: Base, *, dtype: torch.dtype, device: torch.device) -> PreTr
     try:
         model = AutoModelForCausalLM.from_pretrained(base.source, dtype=dtype, **_source_options(base))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise _not_loaded(base, "model", error) from error
+        raise _not_loaded(base, "weights", error) from error
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 
@@ -128,6 +130,22 @@ def control_token_texts(tokenizer: Any) -> list[str]:
     return sorted({*added, *tokenizer.all_special_tokens})
 
 
+def _check_hub(base: Base) -> None:
+    """Raise `ModelError` at once if a model has to come from the Hub and cannot.
+
+    The loaders of transformers would try for most of a minute first.
+    """
+    is_here = Path(base.source).is_dir() or isinstance(
+        try_to_load_from_cache(base.source, "config.json", cache_dir=base.cache_dir), str
+    )
+    if is_here or not base.may_download:
+        return
+    try:
+        HfApi().model_info(base.source, timeout=10)
+    except Exception as error:  # which class it is depends on the HTTP library that the Hub's client uses
+        raise _not_loaded(base, "files", error) from error
+
+
 def _source_options(base: Base) -> dict[str, Any]:
     return {
         "cache_dir": base.cache_dir,
@@ -141,5 +159,5 @@ def _not_loaded(base: Base, part: str, error: Exception) -> ModelError:
     return ModelError(
         f"the {part} of {base.name!r} cannot be loaded: {reason[:200]}",
         where="base_model.huggingface_id",
-        remedy="check the name and the network (HF_TOKEN for gated models), or name a folder on this machine",
+        remedy="Check the name and the network (HF_TOKEN for gated models), or name a local folder.",
     )

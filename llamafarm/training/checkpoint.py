@@ -65,7 +65,7 @@ def write_checkpoint(
         raise OutputError(
             f"the checkpoint cannot be written: {error.strerror}",
             where=str(target),
-            remedy="make room on the disk, or choose another training_args.output_dir",
+            remedy="Make room on the disk, or choose another training_args.output_dir.",
         ) from error
     return target
 
@@ -85,7 +85,7 @@ def read_checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
         raise OutputError(
             "the checkpoint is damaged or gone",
             where=str(target),
-            remedy="train again; the other checkpoints in the folder are untouched",
+            remedy="Train again; the other checkpoints in the folder are untouched.",
         )
     return read_adapter(target)
 

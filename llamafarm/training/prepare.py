@@ -88,7 +88,7 @@ def prepare(loaded: LoadedStrategy, *, may_download: bool = True) -> Preparation
         raise DataError(
             f"no training row is left within {max_length} tokens",
             where=str(files[0].path),
-            remedy="raise data_preprocessing.max_length, or shorten the rows",
+            remedy="Raise data_preprocessing.max_length, or shorten the rows.",
         )
     return Preparation(
         base=base,
@@ -156,7 +156,7 @@ def _check_supported(loaded: LoadedStrategy) -> None:
         raise StrategyError(
             f"method.type {method} cannot be trained by this version, only lora",
             where=str(loaded.origins["method.type"]),
-            remedy="write type: lora",
+            remedy="Write type: lora.",
         )
 
 
@@ -184,7 +184,7 @@ def _read_files(loaded: LoadedStrategy) -> list[DataFile]:
         raise StrategyError(
             "the strategy names no training data",
             where=f"{loaded.file or 'preset'}: {loaded.key}",
-            remedy="add dataset.train_file, or pass --train-dataset",
+            remedy="Add dataset.train_file, or pass --train-dataset.",
         )
     paths = [dataset.train_file] + ([dataset.eval_file] if dataset.eval_file else [])
     return [

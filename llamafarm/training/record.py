@@ -24,21 +24,23 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
     """Raise `OutputError` if `folder` is no folder, or holds an earlier run that may not be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(
-            "the output folder is a file", where=str(folder), remedy="choose another training_args.output_dir"
+            "the output folder is a file",
+            where=str(folder),
+            remedy="Choose another training_args.output_dir.",
         )
     taken = [name for name in _OURS if (folder / name).exists()]
     if taken and not overwrite:
         raise OutputError(
             f"the output folder holds an earlier run ({', '.join(taken)})",
             where=str(folder),
-            remedy="pass --overwrite to replace it, or --output-dir to keep it",
+            remedy="Pass --overwrite to replace it, or --output-dir to keep it.",
         )
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(
             "the output folder cannot be written to",
             where=str(existing),
-            remedy="choose another training_args.output_dir",
+            remedy="Choose another training_args.output_dir.",
         )
 
 
@@ -60,7 +62,7 @@ def claim_output_dir(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"the output folder cannot be made ready: {error.strerror}",
             where=str(folder),
-            remedy="choose another training_args.output_dir",
+            remedy="Choose another training_args.output_dir.",
         ) from error
 
 

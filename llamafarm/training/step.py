@@ -66,7 +66,7 @@ def run_step(
         raise NonFiniteError(
             f"the loss is {train_loss:g} and the gradient's norm {grad_norm:g}: this step was not taken",
             where=where,
-            remedy="lower training_args.learning_rate, or use bf16 or full precision instead of fp16",
+            remedy="Lower training_args.learning_rate, or use bf16 or full precision instead of fp16.",
         )
     if scaler is not None:
         scaler.step(optimizer)

@@ -42,6 +42,11 @@ class Base:
         """Return whether this is the model that comes with the package."""
         return self.name == EMBEDDED_BASE
 
+    @property
+    def reference(self) -> str:
+        """Return what finds this model again from any working directory."""
+        return self.name if self.is_embedded else self.source
+
 
 def find_base(name: str | None, cache_dir: str | None = None) -> Base:
     """Return where the base model `name` lies: a folder, else an id on the Hub; None is the embedded one.

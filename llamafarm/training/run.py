@@ -49,7 +49,9 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     claim_output_dir(preparation.output_dir, overwrite=overwrite)
 
     with packed_attention(model.get_base_model()):
-        session = Session(preparation, strategy, model, dropout_plan, precision)
+        session = Session(
+            preparation, strategy.training_args, strategy.monitoring, model, dropout_plan, precision
+        )
         state = session.run()
     result = session.finish(state)
 
@@ -135,7 +137,7 @@ def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: 
     unfinished.mkdir()
     preparation.tokenizer.chat_template = preparation.template.source
     bundle = Bundle(
-        base_model=preparation.base.name,
+        base_model=preparation.base.reference,
         strategy=loaded.key,
         end_of_turn=preparation.template.end_of_turn,
         joiner=preparation.template.joiner,

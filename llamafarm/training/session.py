@@ -19,7 +19,7 @@ from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.adapter import adapter_tensors, restore_adapter
 from llamafarm.model.forward import supervised_logits
 from llamafarm.planning import choose_pack_tokens
-from llamafarm.strategy.schema import Strategy, TrainingArgs
+from llamafarm.strategy.schema import Monitoring, TrainingArgs
 from llamafarm.training.checkpoint import (
     CheckpointRecord,
     read_checkpoint,
@@ -57,7 +57,8 @@ class Session:
     def __init__(
         self,
         preparation: Preparation,
-        strategy: Strategy,
+        args: TrainingArgs,
+        monitoring: Monitoring,
         model: PeftModel,
         dropout_plan: DropoutPlan,
         precision: Precision,
@@ -67,26 +68,27 @@ class Session:
         self._dropout_plan = dropout_plan
         self._precision = precision
         self._device = torch.device(preparation.device.kind)
-        self._max_grad_norm = strategy.training_args.max_grad_norm
-        self._save_total_limit = strategy.training_args.save_total_limit
+        self._max_grad_norm = args.max_grad_norm
+        self._save_total_limit = args.save_total_limit
         self._pack_tokens = choose_pack_tokens(preparation.device.kind)
         self._eval_packs = pack_rows(
             preparation.eval_rows, range(len(preparation.eval_rows)), self._pack_tokens
         )
         self._optimizer, self._scheduler = build_optimizer(
-            model, _optimizer_settings(strategy.training_args), preparation.plan.num_steps
+            model, _optimizer_settings(args), preparation.plan.num_steps
         )
         self._metrics = MetricsWriter(
             preparation.output_dir,
-            writes_metrics=strategy.monitoring.track_training_metrics,
-            writes_tensorboard=strategy.monitoring.log_tensorboard,
+            writes_metrics=monitoring.track_training_metrics,
+            writes_tensorboard=monitoring.log_tensorboard,
         )
+        self._learning_rate = 0.0
         self._seconds_of_steps = 0.0
         self._recorded_seconds = 0.0
         self._num_tokens = 0
         self._num_supervised_tokens = 0
         self._last_record: StepRecord | None = None
-        self._last_evaluation: dict[int, LossResult] = {}
+        self._evaluations: dict[int, LossResult] = {}
         self._checkpoints = preparation.output_dir / CHECKPOINTS_FOLDER
 
     def run(self) -> LoopState:
@@ -157,7 +159,7 @@ class Session:
             }
         )
         if evaluation:
-            self._last_evaluation[record.step] = evaluation
+            self._evaluations[record.step] = evaluation
             best = "  best so far" if record.is_best else ""
             terminal.say(
                 f"step {record.step}  epoch {record.epoch:.2f}  train_loss {record.train_loss:.4f}  "
@@ -175,7 +177,7 @@ class Session:
             terminal.say(f"the final model is that of step {chosen_step}, the best {plan.metric}")
         if state.stopped_early:
             terminal.say(f"stopped at step {state.step}: {plan.metric} no longer got better")
-        evaluation = self._last_evaluation.get(chosen_step)
+        evaluation = self._evaluations.get(chosen_step)
         assert self._last_record is not None
         return RunResult(
             final_model=self._preparation.output_dir / FINAL_MODEL_FOLDER,

@@ -1,6 +1,6 @@
 """Make the embedded base model, `llamafarm/assets/cria-5m`: tokenizer, weights, log.
 
-    uv run python -m tools.pretrain --output llamafarm/assets/cria-5m --steps 3000
+    uv run python -m tools.pretrain --output llamafarm/assets/cria-5m --steps 2600
 
 A cria is a young llama. The documents come from `tools/write_corpus.py`; packing and the optimizer step are
 the package's own. Everything is seeded: the same machine type, versions and thread count make the same
@@ -174,7 +174,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--step-tokens", type=int, default=4096)
     parser.add_argument("--pack-tokens", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

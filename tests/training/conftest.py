@@ -15,7 +15,7 @@ from llamafarm.strategy.load import LoadedStrategy, load_strategy
 Row = dict[str, Any]
 Load = Callable[..., LoadedStrategy]
 
-WORDS = "the skin heart of a person is in with and lungs fever that can cause pain blood what how rest".split()
+WORDS = ["pain", "fever", "the heart", "a person", "causes", "rest", "of", "in", "is", "why", "how", "can"]
 
 
 def _nest(settings: dict[str, Any]) -> dict[str, Any]:

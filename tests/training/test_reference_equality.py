@@ -154,7 +154,9 @@ def train_plainly(
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager"), config)
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager"), config
+        )
     set_peft_model_state_dict(model, initial)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.003, weight_decay=0.01)

@@ -1,0 +1,109 @@
+"""The output folder of a run, and what is written into it to be read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from llamafarm.errors import OutputError
+from llamafarm.training.record import MetricsWriter, check_output_dir, claim_output_dir, write_json
+
+OURS = [
+    "checkpoints/step-00000001/state.json",
+    "final_model/llamafarm.json",
+    "logs/x",
+    "metrics.jsonl",
+    "run.json",
+]
+
+
+def write(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("{}")
+
+
+def test_a_folder_that_is_not_there_yet_is_fine_and_checking_makes_nothing(tmp_path: Path) -> None:
+    check_output_dir(tmp_path / "a" / "b", overwrite=False)
+    assert not (tmp_path / "a").exists()
+    claim_output_dir(tmp_path / "a" / "b", overwrite=False)
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_with_other_files_is_fine_and_keeps_them(tmp_path: Path) -> None:
+    write(tmp_path, "notes.txt")
+    claim_output_dir(tmp_path, overwrite=False)
+    assert (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_folder_with_an_earlier_run_is_refused_untouched(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name)
+    with pytest.raises(OutputError, match=name.partition("/")[0]) as caught:
+        claim_output_dir(tmp_path, overwrite=False)
+    assert caught.value.where == str(tmp_path)
+    assert "--overwrite" in caught.value.remedy
+    assert (tmp_path / name).exists()
+
+
+def test_overwriting_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> None:
+    for name in (*OURS, "notes.txt", "data/train.jsonl"):
+        write(tmp_path, name)
+    claim_output_dir(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "notes.txt"]
+    assert (tmp_path / "data" / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path, overwrite: bool) -> None:
+    write(tmp_path, "run")
+    with pytest.raises(OutputError, match="is a file"):
+        claim_output_dir(tmp_path / "run", overwrite=overwrite)
+    assert (tmp_path / "run").read_text() == "{}"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_found_before_training(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="cannot be written to"):
+            check_output_dir(tmp_path / "run", overwrite=False)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_metrics_are_one_object_a_line_readable_while_the_run_goes_on(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, writes_metrics=True, writes_tensorboard=False)
+    writer.write({"step": 1, "train_loss": 2.5, "eval_loss": None})
+    writer.write({"step": 2, "train_loss": math.nan, "eval_loss": math.inf})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    writer.close()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "train_loss": 2.5, "eval_loss": None},
+        {"step": 2, "train_loss": None, "eval_loss": None},
+    ]
+    assert not (tmp_path / "logs").exists()
+
+
+def test_tensorboard_gets_every_metric_that_has_a_value(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = MetricsWriter(tmp_path, writes_metrics=False, writes_tensorboard=True)
+    writer.write({"step": 3, "train_loss": 2.5, "eval_loss": None})
+    writer.close()
+    assert not (tmp_path / "metrics.jsonl").exists()
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["train_loss"]
+    assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(3, 2.5)]
+
+
+def test_a_json_file_that_cannot_be_made_leaves_the_one_before(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"steps": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "run.json", {"steps": object()})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"steps": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

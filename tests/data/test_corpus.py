@@ -23,7 +23,9 @@ def conversation(prompt: str, answer: str, row_number: int = 1, extra: str = "")
 def write_rows(path: Path, num_rows: int) -> list[bytes]:
     """Write a file of distinct rows and return its lines."""
     lines = [
-        json.dumps({"instruction": f"Was heißt {n}?", "output": f"„{n}“\u2028"}, ensure_ascii=n % 2 == 0).encode()
+        json.dumps(
+            {"instruction": f"Was heißt {n}?", "output": f"„{n}“\u2028"}, ensure_ascii=n % 2 == 0
+        ).encode()
         for n in range(num_rows)
     ]
     path.write_bytes(b"".join(line + b"\n" for line in lines))

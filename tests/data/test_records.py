@@ -18,9 +18,7 @@ from llamafarm.errors import DataError
 Write = Callable[[bytes], Path]
 
 GOOD = b'{"prompt": "p", "completion": "c"}'
-USER, ASSISTANT, SYSTEM = (
-    {"role": role, "content": role[0]} for role in ("user", "assistant", "system")
-)
+USER, ASSISTANT, SYSTEM = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))
 
 
 @pytest.fixture(scope="module")
@@ -272,11 +270,13 @@ def test_the_hash_is_that_of_the_bytes(write: Write) -> None:
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["messages", "role", "content", "prompt", "completion", "instruction", "output"]),
-        inner,
-        max_size=3,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["messages", "role", "content", "prompt", "completion", "instruction", "output"]),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=6,
 )

@@ -21,7 +21,9 @@ ALPACA = (Message("user", "Add.", "1 and 2"), Message("assistant", "3"))
 PLAIN = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
 
 
-def make_template(source: str, joiner: str = "\n\n", control_tokens: tuple[str, ...] = (BOS, EOS)) -> ChatTemplate:
+def make_template(
+    source: str, joiner: str = "\n\n", control_tokens: tuple[str, ...] = (BOS, EOS)
+) -> ChatTemplate:
     return ChatTemplate(
         source,
         special_tokens={"bos_token": BOS, "eos_token": EOS},
@@ -51,7 +53,7 @@ def answered_by(template: ChatTemplate, *messages: Message) -> list[str]:
         ("{input}\r\n{output}", "What is it?\r\n", "That."),
         ("Q: {input}\nA: {output}\n###", "Q: What is it?\nA:", " That.\n###"),
         ("[INST] {input} [/INST] {output}", "[INST] What is it? [/INST]", " That."),
-        ("\"{input}\" it's \\ \\n -> {output}", '"What is it?" it\'s \\ \\n ->', " That."),
+        ('"{input}" it\'s \\ \\n -> {output}', '"What is it?" it\'s \\ \\n ->', " That."),
         ("{{ {input} }} {% x %} {# y #}: {output}", "{{ What is it? }} {% x %} {# y #}:", " That."),
         ("Frage «{input}» 🙂\u2028: {output}", "Frage «What is it?» 🙂\u2028:", " That."),
     ],
@@ -98,9 +100,7 @@ def test_a_system_message_stands_first_where_the_format_does_not_say() -> None:
 def test_several_turns_follow_each_other_and_each_answer_ends() -> None:
     template = compiled("Q: {input}\nA: {output}", adds_bos=True)
     messages = SYSTEM, QUESTION, ANSWER, Message("user", "And?"), Message("assistant", "  No.\n")
-    assert template.render(messages) == (
-        f"{BOS}Be nice\n\nQ: What is it?\nA: That.{EOS}Q: And?\nA: No.{EOS}"
-    )
+    assert template.render(messages) == (f"{BOS}Be nice\n\nQ: What is it?\nA: That.{EOS}Q: And?\nA: No.{EOS}")
     assert answered_by(template, *messages) == [f" That.{EOS}", f" No.{EOS}"]
 
 
@@ -200,7 +200,7 @@ def test_the_first_control_token_after_an_answer_ends_the_turn(
         "{% for m in messages %}{{ m['content'] }}{% endfor %}",
         "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
         "{% for m in messages %}{{ eos_token }}{{ m['content'] }}{% endfor %}",
-        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",  # noqa: E501
         "{{ eos_token }}",
         "",
     ],
@@ -214,7 +214,7 @@ def test_a_template_that_never_ends_an_answer_is_refused(source: str) -> None:
 def test_a_template_that_changes_earlier_turns_is_refused() -> None:
     source = (
         "{% for m in messages %}{{ m['role'] }}:"
-        "{% if m['role'] == 'assistant' and not loop.last %}(said before){% else %}{{ m['content'] }}{% endif %}"
+        "{% if m['role'] == 'assistant' and not loop.last %}(said before){% else %}{{ m['content'] }}{% endif %}"  # noqa: E501
         "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     template = make_template(source)
@@ -231,7 +231,15 @@ def test_a_template_whose_prompt_is_not_how_its_text_begins_is_refused() -> None
 
 
 @pytest.mark.parametrize(
-    "source", ["{% for %}", "{{ 1", "{% include 'x' %", "{{ 1 | nofilter }}", "{% endgeneration %}", "{% for x in y %}"]
+    "source",
+    [
+        "{% for %}",
+        "{{ 1",
+        "{% include 'x' %",
+        "{{ 1 | nofilter }}",
+        "{% endgeneration %}",
+        "{% for x in y %}",
+    ],
 )
 def test_a_template_that_is_not_jinja_is_refused(source: str) -> None:
     with pytest.raises(TemplateError, match="not valid Jinja"):
@@ -255,8 +263,6 @@ def test_a_template_may_refuse_a_row_with_words_of_its_own() -> None:
     [
         "{{ messages.__class__.__mro__ }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ raise_exception.__globals__ }}",
-        "{{ raise_exception['__globals__'] }}",
         "{{ cycler.__init__.__globals__['os'].popen('touch {canary}').read() }}",
         "{{ raise_exception.__globals__['json'].codecs.open('{canary}', 'w').close() }}",
         "{{ (messages | map('upper')).gi_frame.f_globals }}",
@@ -278,7 +284,16 @@ def test_a_template_reaches_nothing_of_the_machine(tmp_path: Path, expression: s
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("expression", ["{{ ''.__class__ }}", "{{ '' | attr('__class__') }}", "{{ '{0.__class__}'.format(1) }}"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "{{ ''.__class__ }}",
+        "{{ '' | attr('__class__') }}",
+        "{{ '{0.__class__}'.format(1) }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception['__globals__'] }}",
+    ],
+)
 def test_what_the_sandbox_hides_renders_as_nothing(expression: str) -> None:
     text = make_template(PLAIN + expression).render([QUESTION, ANSWER])
     assert text == make_template(PLAIN).render([QUESTION, ANSWER])
@@ -302,7 +317,7 @@ def test_no_template_sees_the_date() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(source=st.text(st.sampled_from("{}%#'\"abm[]()|.~ -\n") , max_size=30))
+@given(source=st.text(st.sampled_from("{}%#'\"abm[]()|.~ -\n"), max_size=30))
 def test_a_garbled_format_is_compiled_or_refused(source: str) -> None:
     assume("{output}" not in source)
     with pytest.raises(TemplateError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,18 +42,23 @@ def evaluate(
 
     set_mode(prints_json=prints_json, is_quiet=is_quiet)
     path = eval_dataset
+    reading: dict[str, Any] = {}
     if model is None:
         named = {"--eval-dataset": ("dataset.eval_file", eval_dataset)}
         loaded = load_with_options(strategy, strategy_file, settings, named)
         named_file = loaded.strategy.dataset.eval_file
         path = resolve_path(named_file, loaded) if named_file else None
+        reading["format_name"] = loaded.strategy.dataset.format
+        reading["filter_empty"] = loaded.strategy.data_preprocessing.filter_empty
     if path is None:
         raise InputError(
             "there are no rows to evaluate on",
             where="dataset.eval_file",
             remedy="Pass --eval-dataset with a JSONL file.",
         )
-    data = read_data_file(path)
+    data = read_data_file(path, **reading)
+    if data.num_empty_rows:
+        terminal.warn(f"{data.num_empty_rows} rows of {path} have an empty turn and are left out")
     opened = open_model(model, strategy, strategy_file, settings, uses_base=uses_base)
     measured = evaluate_model(opened, data.conversations, str(path))
     if prints_json:
@@ -63,8 +68,9 @@ def evaluate(
         return
     for one in measured:
         terminal.result(one.as_line())
-    for index in range(min(num_examples, len(data.conversations))):
-        turns = data.conversations[index].messages
+    shown = measured[0].conversations[:num_examples]
+    for index, conversation in enumerate(shown):
+        turns = conversation.messages
         terminal.say(f"\n{turns[-2].content}\n  expected  {turns[-1].content}")
         for one in measured:
             terminal.say(f"  {one.which:<9} {one.answers[index].text}")

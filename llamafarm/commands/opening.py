@@ -32,7 +32,7 @@ def open_model(
     from llamafarm.inference.generate import GenerationSettings
     from llamafarm.inference.open import open_base, open_final_model
     from llamafarm.model.bundle import final_model_in
-    from llamafarm.training.prepare import output_dir_of
+    from llamafarm.training.prepare import base_name_of, output_dir_of
 
     if model is not None:
         opened = open_final_model(final_model_in(model), find_device("auto").kind)
@@ -46,7 +46,7 @@ def open_model(
     if not uses_base:
         return open_final_model(final_model_in(output_dir_of(loaded)), device_kind).with_settings(generation)
     return open_base(
-        chosen.base_model.huggingface_id,
+        base_name_of(loaded),
         chosen.base_model.cache_dir,
         device_kind,
         prompt_format=chosen.prompt_template.format,

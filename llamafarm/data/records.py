@@ -182,6 +182,10 @@ def _text(row: Mapping[str, Any], key: str) -> str:
         raise _BadRowError(
             f"{key!r} is {type(value).__name__}, not a text", f"Write {key!r} as a JSON string."
         )
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise _BadRowError(
+            f"{key!r} has half of a character, \\ud800 to \\udfff", "Save the file as UTF-8 again."
+        )
     return value
 
 

@@ -28,6 +28,7 @@ class Measured:
     loss: LossResult
     scores: AnswersResult
     answers: tuple[Answer, ...]
+    conversations: tuple[Conversation, ...]
 
     def as_record(self) -> dict[str, float | int]:
         """Return the figures as they go into JSON."""
@@ -84,4 +85,4 @@ def _measure(
             prompts, settings, on_batch=lambda num_answers: progress.advance("", num_answers)
         )
     expected = [conversation.messages[-1].content for conversation in conversations]
-    return Measured(which, loss, score_answers(answers, expected), tuple(answers))
+    return Measured(which, loss, score_answers(answers, expected), tuple(answers), tuple(conversations))

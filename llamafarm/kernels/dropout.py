@@ -21,9 +21,17 @@ class DropoutPlan:
         self.step = 0
         self.row_indices: tuple[int, ...] = ()
         self.document_lengths: tuple[int, ...] = ()
+        self.supervised_positions_S: torch.Tensor | None = None
 
-    def enter_pack(self, step: int, row_indices: Sequence[int], document_lengths: Sequence[int]) -> None:
+    def enter_pack(
+        self,
+        step: int,
+        row_indices: Sequence[int],
+        document_lengths: Sequence[int],
+        supervised_positions_S: torch.Tensor | None = None,
+    ) -> None:
         """Say which step, and which rows of which lengths, the next forward pass is of."""
+        self.supervised_positions_S = supervised_positions_S
         self.step = step
         self.row_indices = tuple(row_indices)
         self.document_lengths = tuple(document_lengths)
@@ -49,7 +57,10 @@ class RowDropout(nn.Module):
             ).bernoulli_(keep, generator=self._generator(row_index, hidden_1TD.device))
             for row_index, length in zip(self._plan.row_indices, self._plan.document_lengths, strict=True)
         ]
-        return hidden_1TD * torch.cat(masks)[None] / keep
+        mask_TD = torch.cat(masks)
+        if hidden_1TD.shape[1] != len(mask_TD) and self._plan.supervised_positions_S is not None:
+            mask_TD = mask_TD[self._plan.supervised_positions_S]  # the output layer sees no others
+        return hidden_1TD * mask_TD[None] / keep
 
     def _generator(self, row_index: int, device: torch.device) -> torch.Generator:
         # repr keeps the parts apart; a hash spreads them over the seeds of the generator.

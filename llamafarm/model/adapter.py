@@ -5,6 +5,7 @@ What may be attached where follows the guide's table for the model's size, unles
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,14 @@ def attach_adapter(
         # PEFT asks transformers for a property under the name that it had before.
         warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(
+                f"no adapter can be attached there: {str(error).partition(chr(10))[0][:200]}",
+                where="method.target_modules",
+                remedy="Name linear layers, such as q_proj and v_proj, or write all-linear.",
+            ) from error
     plan = DropoutPlan(seed)
     if settings.dropout > 0:
         _replace_dropout(adapted, plan)
@@ -113,7 +121,10 @@ def restore_adapter(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> No
 
 def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write an adapter's weights and its configuration into `folder` as stock PEFT reads them."""
-    save_file(dict(tensors), folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+    try:
+        save_file(dict(tensors), folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:  # its word for a full disk
+        raise OSError(errno.EIO, str(error)) from error
     config = model.peft_config["default"]
     inference_mode, config.inference_mode = config.inference_mode, True
     try:

@@ -15,6 +15,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from llamafarm.data.pack import Pack
+from llamafarm.errors import ModelError
 from llamafarm.kernels.attention import attend_within_documents
 
 _ATTENTION_NAME = "within_documents"
@@ -39,13 +40,69 @@ def supervised_logits(model: torch.nn.Module, pack: Pack) -> torch.Tensor:
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` attend within documents meanwhile; afterwards it attends as before."""
+    """Let `model` attend within documents meanwhile; afterwards it attends as before.
+
+    Raises `ModelError` if documents of a pack would not be to this model what they are by themselves.
+    """
     before = model.config._attn_implementation
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        alone_SV = model(input_ids=_probe_ids(model, 0)[None, _PROBE_SPLIT:], use_cache=False).logits[0]
     model.set_attn_implementation(_ATTENTION_NAME)
     try:
+        _check_packs(model, alone_SV)
+        model.train(was_training)
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def _check_packs(model: PreTrainedModel, alone_SV: torch.Tensor) -> None:
+    """Compare a document in two packs with itself: what comes before it must change nothing.
+
+    Recurrent layers, and attention that does not go through transformers' interface, carry one document into
+    the next without an error, and some position embeddings do not look at `position_ids`.
+    """
+    try:
+        with torch.no_grad():
+            one_SV, other_SV = (supervised_logits(model, _probe_pack(model, shift)) for shift in (0, 1))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise _not_packable(model, str(error).partition("\n")[0]) from error
+    spread = float(alone_SV.float().std())
+    leak = float((one_SV.float() - other_SV.float()).abs().max())
+    if leak > 1e-4 * spread:
+        raise _not_packable(model, "a document would change the next one")
+    # Other shapes mean other rounding, which 16-bit numbers feel.
+    tolerance = 1e-3 if alone_SV.dtype == torch.float32 else 0.2
+    if float((one_SV.float() - alone_SV.float()).abs().max()) > tolerance * spread:
+        raise _not_packable(model, "a document in a pack is not what it is alone")
+
+
+_PROBE_SPLIT, _PROBE_LENGTH = 5, 12
+
+
+def _probe_ids(model: PreTrainedModel, shift: int) -> torch.Tensor:
+    """Return two documents end to end; the first depends on `shift`, the second does not."""
+    ids_T = torch.arange(_PROBE_LENGTH, device=model.device) * 7
+    ids_T[:_PROBE_SPLIT] += shift
+    return torch.remainder(ids_T, model.get_input_embeddings().weight.shape[0])
+
+
+def _probe_pack(model: PreTrainedModel, shift: int) -> Pack:
+    ids_T = _probe_ids(model, shift)
+    lengths = (_PROBE_SPLIT, _PROBE_LENGTH - _PROBE_SPLIT)
+    positions_T = torch.cat([torch.arange(length, device=model.device) for length in lengths])
+    second_S = torch.arange(_PROBE_SPLIT, _PROBE_LENGTH, device=model.device)
+    return Pack(ids_T, positions_T, second_S, ids_T[_PROBE_SPLIT:], lengths, (0, 1))
+
+
+def _not_packable(model: PreTrainedModel, reason: str) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} cannot be trained on packed rows: {reason}",
+        where="base_model.huggingface_id",
+        remedy="Choose a base model of another architecture, such as Llama, Qwen, Mistral, Gemma or Phi.",
+    )
 
 
 def _attend(

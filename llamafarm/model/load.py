@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -20,6 +22,9 @@ from llamafarm.errors import ModelError
 
 EMBEDDED_BASE = "cria-5m"
 _EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / EMBEDDED_BASE
+
+# A model's id on the Hub: "owner/model" or "model".
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}")
 
 # Loading is announced, measured and reported here; a bar per shard on stderr would say it again.
 transformers_logging.disable_progress_bar()
@@ -58,8 +63,8 @@ def find_base(name: str | None, cache_dir: str | None = None) -> Base:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return Base(name, str(folder.resolve()), cache_dir)
-    # A Hub id is "owner/model" or "model"; anything else can only have been meant as a path.
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    # Anything else can only have been meant as a path.
+    if not _HUB_ID.fullmatch(name):
         raise ModelError(
             f"there is no model folder {name!r}",
             where="base_model.huggingface_id",
@@ -98,8 +103,10 @@ def load_model(base: Base, *, dtype: torch.dtype, device: torch.device) -> PreTr
     Raises `ModelError` if it cannot be had.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(base.source, dtype=dtype, **_source_options(base))
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.source, config=_without_dropout(load_config(base)), dtype=dtype, **_source_options(base)
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(base, "weights", error) from error
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
@@ -149,6 +156,18 @@ def _check_hub(base: Base) -> None:
         HfApi().model_info(base.source, timeout=10)
     except Exception as error:  # which class it is depends on the HTTP library that the Hub's client uses
         raise _not_loaded(base, "files", error) from error
+
+
+def _without_dropout(config: Any) -> Any:
+    """Return the configuration with every dropout of the base itself at 0.
+
+    It would follow from the order of calls and not from seed, step and row, as the adapter's does.
+    """
+    for part in (config, *(getattr(config, name) for name in config.sub_configs if hasattr(config, name))):
+        for name, value in vars(part).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+                setattr(part, name, 0.0)
+    return config
 
 
 def _source_options(base: Base) -> dict[str, Any]:

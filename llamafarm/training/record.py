@@ -99,8 +99,18 @@ class MetricsWriter:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file in one piece: it is whole, or as it was before."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(_finite_only(record), indent=2, ensure_ascii=False, allow_nan=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def _finite_only(value: Any) -> Any:
+    """Return a record with null for every number that is not finite: JSON has no word for them."""
+    if isinstance(value, Mapping):
+        return {key: _finite_only(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_only(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _finite_or_none(value: float | int | None) -> float | int | None:

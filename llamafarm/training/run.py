@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import torch
 from peft import PeftModel
 
 from llamafarm import terminal
+from llamafarm.errors import OutputError
 from llamafarm.hardware import installed_versions
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.adapter import AdapterSettings, adapter_tensors, attach_adapter, choose_target_modules
@@ -22,7 +24,7 @@ from llamafarm.model.forward import packed_attention
 from llamafarm.model.load import load_model
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import Strategy
-from llamafarm.training.prepare import Choice, Preparation, prepare
+from llamafarm.training.prepare import Preparation, prepare
 from llamafarm.training.record import (
     FINAL_MODEL_FOLDER,
     RUN_FILE,
@@ -30,6 +32,7 @@ from llamafarm.training.record import (
     claim_output_dir,
     write_json,
 )
+from llamafarm.training.rows import Choice
 from llamafarm.training.session import RunResult, Session
 from llamafarm.training.step import Precision
 
@@ -46,9 +49,9 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     precision = _precision(preparation, strategy)
     model, dropout_plan = _load_and_attach(preparation, strategy)
     show_preparation(preparation)
-    claim_output_dir(preparation.output_dir, overwrite=overwrite)
 
     with packed_attention(model.get_base_model()):
+        claim_output_dir(preparation.output_dir, overwrite=overwrite)
         session = Session(
             preparation, strategy.training_args, strategy.monitoring, model, dropout_plan, precision
         )
@@ -117,7 +120,10 @@ def _load_and_attach(preparation: Preparation, strategy: Strategy) -> tuple[Peft
         seed=strategy.environment.seed,
     )
     if strategy.hardware.optimization.gradient_checkpointing:
-        base_model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # Newer transformers has another name for it, which 5.17 does not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     preparation.choices.append(
@@ -133,8 +139,6 @@ def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: 
     strategy = loaded.strategy
     folder = preparation.output_dir / FINAL_MODEL_FOLDER
     unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
     preparation.tokenizer.chat_template = preparation.template.source
     bundle = Bundle(
         base_model=preparation.base.reference,
@@ -145,8 +149,17 @@ def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: 
         stop_sequences=strategy.prompt_template.stop_sequences,
         generation=strategy.generation.model_dump(),
     )
-    write_bundle(unfinished, bundle, model, adapter_tensors(model), preparation.tokenizer)
-    os.replace(unfinished, folder)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        write_bundle(unfinished, bundle, model, adapter_tensors(model), preparation.tokenizer)
+        os.replace(unfinished, folder)
+    except OSError as error:
+        raise OutputError(
+            f"the final model cannot be written: {error.strerror}",
+            where=str(folder),
+            remedy="Make room on the disk; the weights of the last checkpoint are in checkpoints/ beside it.",
+        ) from error
 
 
 def _describe_run(loaded: LoadedStrategy, preparation: Preparation, result: RunResult) -> dict[str, Any]:

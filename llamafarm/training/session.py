@@ -195,7 +195,9 @@ class Session:
         )
 
     def _forward(self, step: int, pack: Pack) -> torch.Tensor:
-        self._dropout_plan.enter_pack(step, pack.row_indices, pack.document_lengths)
+        self._dropout_plan.enter_pack(
+            step, pack.row_indices, pack.document_lengths, pack.supervised_positions_S
+        )
         return supervised_logits(self._model, pack)
 
     def _show_rows(self, row_indices: Sequence[int]) -> str:

@@ -114,6 +114,8 @@ def test_the_forms_of_the_test_above_are_all_there_are() -> None:
         (b'{"prompt": 5, "completion": "c"}', "'prompt' is int"),
         (b'{"prompt": "p", "completion": ["c"]}', "'completion' is list"),
         (b'{"prompt": NaN, "completion": "c"}', "'prompt' is float"),
+        (b'{"prompt": "p", "completion": "a \\ud83d"}', "'completion' has half of a character"),
+        (b'{"prompt": "\\ude42 b", "completion": "c"}', "'prompt' has half of a character"),
         (b'{"instruction": "i", "output": "o"}', "prompt-completion"),
         (b'{"prompt": ' + b"[" * 100_000, "JSON"),
         (b'{"a": ' * 100_000, "JSON"),
@@ -207,8 +209,9 @@ def test_a_form_that_is_asked_for_is_not_guessed(write: Write) -> None:
         (GOOD + b"\r\n" + GOOD + b"\r\n", [1, 2]),
         (b"\n \t\r\n" + GOOD + b"\n\n\n" + GOOD + b"\n\n", [3, 6]),
         (b"  " + GOOD + b"  \n" + GOOD, [1, 2]),
+        (GOOD.replace(b", ", b",\r") + b"\n" + GOOD, [1, 2]),
     ],
-    ids=["no-last-newline", "newline", "byte-order-mark", "crlf", "blank-lines", "indented"],
+    ids=["no-last-newline", "newline", "byte-order-mark", "crlf", "blank-lines", "indented", "bare-cr"],
 )
 def test_line_ends_of_every_kind_are_read(write: Write, content: bytes, line_numbers: list[int]) -> None:
     file = read_data_file(write(content))
@@ -223,6 +226,11 @@ def test_only_a_newline_ends_a_row(write: Write, character: str) -> None:
     file = read_data_file(write(raw + b"\n" + GOOD))
     assert [message.content for message in file.conversations[0].messages] == list(row.values())
     assert [row.row_number for row in file.conversations] == [1, 2]
+
+
+def test_a_character_that_is_escaped_in_two_halves_is_whole(write: Write) -> None:
+    file = read_data_file(write(b'{"prompt": "p", "completion": "\\ud83d\\ude42"}'))
+    assert file.conversations[0].messages[1].content == "🙂"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b" \r\n\t", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n"])
@@ -258,7 +266,8 @@ def test_filter_empty_leaves_out_rows_without_prompt_or_answer_and_counts_them(w
 def test_filter_empty_hides_no_other_fault_and_leaves_no_empty_file(write: Write) -> None:
     path = write(GOOD + b'\n{"prompt": 1, "completion": ""}')
     assert refusal(path, filter_empty=True).where == f"{path}:2"
-    assert "no rows" in refusal(write(b'{"prompt": "p", "completion": ""}'), filter_empty=True).problem
+    path = write(b'{"prompt": "p", "completion": ""}')
+    assert refusal(path, filter_empty=True).where == str(path)
 
 
 def test_the_hash_is_that_of_the_bytes(write: Write) -> None:

@@ -64,7 +64,10 @@ def run_python(checkout: Path, environment: Mapping[str, str]) -> Callable[..., 
 @pytest.fixture
 def speak(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Spoken]:
     """Run the command line in this process, through its own entry point."""
+    from llamafarm import terminal
     from llamafarm.cli import main
+
+    monkeypatch.setattr(terminal, "mode", terminal.Mode())
 
     def run(arguments: Sequence[str]) -> Spoken:
         monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])

@@ -1,4 +1,4 @@
-"""What a person gets who wrote or named something wrong: three lines, exit code 2, nothing changed."""
+"""What a person gets whose input is wrong: three lines, exit code 2, and nothing else changed."""
 
 from __future__ import annotations
 

@@ -102,13 +102,14 @@ def test_braces_that_are_no_placeholder_are_text() -> None:
     assert Strategy.model_validate({"prompt_template": {"format": text}}).prompt_template.format == text
 
 
-def test_best_by_train_loss_needs_no_evaluation() -> None:
+def test_best_by_train_loss_needs_evaluation_too_because_only_then_is_it_judged() -> None:
     args = {
         "eval_strategy": "no",
         "load_best_model_at_end": True,
         "metric_for_best_model": "train_loss",
     }
-    assert Strategy.model_validate({"training_args": args}).training_args.load_best_model_at_end
+    with pytest.raises(ValidationError, match="eval_strategy no"):
+        Strategy.model_validate({"training_args": args})
 
 
 def test_the_json_schema_describes_every_section() -> None:

@@ -287,10 +287,10 @@ def talk(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("architecture", "kind", "num_rows", "batch_size", "accumulation", "shuffle", "pack_tokens"),
     [
-        pytest.param("llama", "pairs", 36, 12, 1, False, 1024, id="padded-batches"),
-        pytest.param("llama", "pairs", 36, 12, 1, False, 100, id="several-packs-a-step"),
+        pytest.param("llama", "pairs", 24, 8, 1, False, 1024, id="padded-batches"),
+        pytest.param("llama", "pairs", 24, 8, 1, False, 100, id="several-packs-a-step"),
         pytest.param("llama", "pairs", 36, 2, 3, False, 1024, id="accumulation"),
-        pytest.param("llama", "talks", 60, 6, 1, False, 1024, id="several-turns"),
+        pytest.param("llama", "talks", 48, 6, 1, False, 1024, id="several-turns"),
         pytest.param("llama", "pairs", 22, 4, 1, True, 1024, id="shuffled-epochs-with-a-partial-step"),
         pytest.param("qwen2", "pairs", 22, 4, 2, True, 1024, id="qwen2"),
         pytest.param("mistral", "talks", 44, 6, 1, True, 1024, id="mistral-with-a-sliding-window"),

@@ -245,7 +245,7 @@ class TrainingArgs(Section):
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> Self:
-        if self.eval_strategy != "no" or self.metric_for_best_model == "train_loss":
+        if self.eval_strategy != "no":
             return self
         for field in ("load_best_model_at_end", "early_stopping_patience"):
             if getattr(self, field):

@@ -1,0 +1,157 @@
+"""The rows of a run: read, cleaned, set apart for evaluation, and kept within the lengths that are allowed.
+
+`prepare` asks for them, and has the rest of what is settled before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llamafarm.data.corpus import conversation_key, drop_repeats, split_rows
+from llamafarm.data.encode import EncodedRow
+from llamafarm.data.records import Conversation, DataFile, read_data_file
+from llamafarm.errors import StrategyError
+from llamafarm.strategy.load import LoadedStrategy, resolve_path
+from llamafarm.strategy.schema import DataPreprocessing, EpochRange, Strategy
+
+# The guide's recommendation where evaluation is asked for and no rows are given for it.
+_RECOMMENDED_EVAL_PERCENT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Something that was settled for the user: what, to which value, and why."""
+
+    setting: str
+    value: str
+    why: str
+
+
+def wants_evaluation(strategy: Strategy) -> bool:
+    """Return whether the strategy has a setting that means nothing without evaluation."""
+    args = strategy.training_args
+    return args.eval_strategy in ("steps", "epoch") or bool(
+        args.eval_steps
+        or args.load_best_model_at_end
+        or args.early_stopping_patience
+        or strategy.dataset.eval_file
+        or isinstance(args.num_train_epochs, EpochRange)
+    )
+
+
+def read_files(loaded: LoadedStrategy) -> list[DataFile]:
+    """Return the training file and, if the strategy names one, the evaluation file."""
+    dataset = loaded.strategy.dataset
+    if dataset.train_file is None:
+        raise StrategyError(
+            "the strategy names no training data",
+            where=f"{loaded.file or 'preset'}: {loaded.key}",
+            remedy="Add dataset.train_file, or pass --train-dataset.",
+        )
+    paths = [dataset.train_file] + ([dataset.eval_file] if dataset.eval_file else [])
+    return [
+        read_data_file(
+            resolve_path(path, loaded),
+            format_name=dataset.format,
+            filter_empty=loaded.strategy.data_preprocessing.filter_empty,
+        )
+        for path in paths
+    ]
+
+
+def settle_rows(
+    loaded: LoadedStrategy, files: Sequence[DataFile], choices: list[Choice], warnings: list[str]
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Return the training and the evaluation conversations."""
+    dataset, args = loaded.strategy.dataset, loaded.strategy.training_args
+    parts = [list(file.conversations) for file in files]
+    for file in files:
+        if file.num_empty_rows:
+            warnings.append(f"{file.num_empty_rows} rows of {file.path} have an empty turn and are left out")
+    if loaded.strategy.data_preprocessing.remove_duplicates:
+        parts = _without_repeats(parts, warnings)
+    if len(parts) == 2:
+        if dataset.eval_split is not None:
+            choices.append(
+                Choice("evaluation rows", str(files[1].path), "eval_file, so eval_split is not used")
+            )
+        _warn_of_leaks(parts, files, warnings)
+        return parts[0], parts[1]
+    is_wanted = wants_evaluation(loaded.strategy) and args.eval_strategy != "no"
+    if dataset.eval_split is None and not is_wanted:
+        return parts[0], []
+    percent = dataset.eval_split * 100 if dataset.eval_split else _RECOMMENDED_EVAL_PERCENT
+    why = "dataset.eval_split" if dataset.eval_split else "evaluation is asked for; the guide recommends 10 %"
+    choices.append(Choice("evaluation rows", f"{percent:g} % of the training file", why))
+    keys = [conversation_key(conversation) for conversation in parts[0]]
+    train, evaluation = split_rows(
+        parts[0], keys, percent, dataset.seed, str(files[0].path), shuffle=dataset.shuffle
+    )
+    return train, evaluation
+
+
+def _without_repeats(
+    parts: Sequence[Sequence[Conversation]], warnings: list[str]
+) -> list[list[Conversation]]:
+    """Drop repeated rows, within each file and between the two; the training file keeps its rows."""
+    kept = [drop_repeats(part) for part in parts]
+    if len(kept) == 2:
+        trained = {conversation_key(conversation) for conversation in kept[0]}
+        kept[1] = [conversation for conversation in kept[1] if conversation_key(conversation) not in trained]
+    num_dropped = sum(map(len, parts)) - sum(map(len, kept))
+    if num_dropped:
+        warnings.append(f"{num_dropped} repeated rows are left out (data_preprocessing.remove_duplicates)")
+    return kept
+
+
+def _warn_of_leaks(
+    parts: Sequence[Sequence[Conversation]], files: Sequence[DataFile], warnings: list[str]
+) -> None:
+    trained = {conversation_key(conversation) for conversation in parts[0]}
+    leaked = [row.row_number for row in parts[1] if conversation_key(row) in trained]
+    if leaked:
+        warnings.append(
+            f"{len(leaked)} evaluation rows are training rows, too, so that their loss flatters: rows "
+            f"{', '.join(map(str, leaked[:5]))} of {files[1].path}; data_preprocessing.remove_duplicates: "
+            "true drops them"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The lengths in tokens that a row must keep."""
+
+    max_length: int
+    max_input_length: int | None
+    max_output_length: int | None
+
+    @classmethod
+    def of(cls, preprocessing: DataPreprocessing, max_length: int) -> Limits:
+        """Return the limits of a strategy; `max_length` is already settled."""
+        return cls(max_length, preprocessing.max_input_length, preprocessing.max_output_length)
+
+    def keep(self, rows: Sequence[EncodedRow], kind: str, warnings: list[str]) -> list[EncodedRow]:
+        """Return the rows within the limits; the others are left out whole, and counted."""
+        kept = list(rows)
+        for setting, limit, length_of in self._limits():
+            fitting = [row for row in kept if limit is None or length_of(row) <= limit]
+            if len(fitting) < len(kept):
+                warnings.append(
+                    f"{len(kept) - len(fitting)} of {len(rows)} {kind} rows are too long and left out: the "
+                    f"longest has {max(map(length_of, kept))} tokens, and {setting} is {limit} "
+                    f"(data_preprocessing.{setting})"
+                )
+            kept = fitting
+        return kept
+
+    def _limits(self) -> list[tuple[str, int | None, Callable[[EncodedRow], int]]]:
+        return [
+            ("max_length", self.max_length, lambda row: row.num_tokens),
+            (
+                "max_input_length",
+                self.max_input_length,
+                lambda row: row.num_tokens - row.num_supervised_tokens,
+            ),
+            ("max_output_length", self.max_output_length, lambda row: row.num_supervised_tokens),
+        ]

@@ -1,0 +1,125 @@
+"""Attention within documents against its plain twin, and the twin against attention written by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamafarm.kernels.attention import attend_within_documents
+from llamafarm.kernels.reference import attend_with_dense_mask, visible_pairs
+
+
+def random_heads(
+    num_query_heads: int, num_key_heads: int, num_tokens: int, head_size: int, seed: int
+) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(num_heads, num_tokens, head_size, generator=generator).requires_grad_()
+        for num_heads in (num_query_heads, num_key_heads, num_key_heads)
+    ]
+
+
+def gradients(output: torch.Tensor, inputs: list[torch.Tensor], seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed + 1)
+    return torch.autograd.grad(output, inputs, torch.randn(output.shape, generator=generator))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    num_key_heads=st.sampled_from([1, 2, 3]),
+    num_groups=st.sampled_from([1, 2, 4]),
+    head_size=st.sampled_from([4, 8]),
+    sliding_window=st.none() | st.integers(1, 15),
+    softcap=st.none() | st.sampled_from([0.5, 2.0, 50.0]),
+    scale=st.sampled_from([0.1, 0.35, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_the_fast_kernel_equals_the_plain_one_forward_and_backward(
+    lengths: list[int],
+    num_key_heads: int,
+    num_groups: int,
+    head_size: int,
+    sliding_window: int | None,
+    softcap: float | None,
+    scale: float,
+    seed: int,
+) -> None:
+    inputs = random_heads(num_key_heads * num_groups, num_key_heads, sum(lengths), head_size, seed)
+    options = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap}
+    fast = attend_within_documents(*inputs, lengths, **options)
+    plain = attend_with_dense_mask(*inputs, lengths, **options)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(fast, inputs, seed), gradients(plain, inputs, seed), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 3])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_the_plain_kernel_is_attention_as_it_is_written_down(
+    sliding_window: int | None, softcap: float | None
+) -> None:
+    lengths, scale = [4, 1, 6], 0.6
+    query, key, value = (tensor.detach() for tensor in random_heads(4, 2, sum(lengths), 5, seed=3))
+    output = attend_with_dense_mask(
+        query, key, value, lengths, scale=scale, sliding_window=sliding_window, softcap=softcap
+    )
+    start = 0
+    for length in lengths:
+        for token in range(start, start + length):
+            first = start if sliding_window is None else max(start, token - sliding_window + 1)
+            for head in range(4):
+                scores = [
+                    float(query[head, token] @ key[head // 2, seen]) * scale
+                    for seen in range(first, token + 1)
+                ]
+                if softcap is not None:
+                    scores = [softcap * math.tanh(score / softcap) for score in scores]
+                weights = [math.exp(score) for score in scores]
+                seen_values = value[head // 2, first : token + 1]
+                expected = sum(w * v for w, v in zip(weights, seen_values, strict=True)) / sum(weights)
+                torch.testing.assert_close(output[head, token], expected, rtol=1e-5, atol=1e-5)
+        start += length
+
+
+@pytest.mark.parametrize("sliding_window", [None, 4])
+def test_nothing_crosses_from_one_document_into_another(sliding_window: int | None) -> None:
+    lengths = [5, 7, 3]
+    inputs = random_heads(2, 1, 15, 4, seed=5)
+    output = attend_within_documents(*inputs, lengths, scale=0.5, sliding_window=sliding_window)
+    for gradient in torch.autograd.grad(output[:, 5:12].square().sum(), inputs):
+        assert gradient[:, :5].abs().max() == 0
+        assert gradient[:, 12:].abs().max() == 0
+        assert gradient[:, 5:12].abs().max() > 0
+
+
+def test_no_token_sees_a_later_one_or_one_outside_its_window() -> None:
+    visible = visible_pairs([2, 4], 2, torch.device("cpu"))
+    assert visible.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_half_precision_keeps_its_type() -> None:
+    inputs = [tensor.detach().bfloat16() for tensor in random_heads(2, 1, 9, 8, seed=2)]
+    for sliding_window in (None, 3):
+        options = {"scale": 0.3, "sliding_window": sliding_window}
+        fast = attend_within_documents(*inputs, [4, 5], **options)
+        plain = attend_with_dense_mask(*inputs, [4, 5], **options)
+        assert fast.dtype == plain.dtype == torch.bfloat16
+        torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.02)
+
+
+def test_lengths_that_are_not_those_of_the_pack_are_an_error() -> None:
+    inputs = random_heads(2, 1, 6, 4, seed=1)
+    with pytest.raises(RuntimeError):
+        attend_within_documents(*inputs, [2, 3], scale=1.0)

@@ -50,17 +50,24 @@ class RowDropout(nn.Module):
         """Zero elements with probability p and scale the others by 1 / (1 - p); nothing in evaluation."""
         if not self.training or self.p == 0.0:
             return hidden_1TD
-        keep = 1.0 - self.p
+        # Chances are counted in 65,536ths, and the scale follows the count: the mean stays what it was.
+        num_kept = min(max(round((1.0 - self.p) * 65536), 1), 65536)
         masks = [
-            torch.empty(
-                length, hidden_1TD.shape[-1], device=hidden_1TD.device, dtype=hidden_1TD.dtype
-            ).bernoulli_(keep, generator=self._generator(row_index, hidden_1TD.device))
+            self._draw_kept(row_index, length * hidden_1TD.shape[-1], num_kept, hidden_1TD.device)
             for row_index, length in zip(self._plan.row_indices, self._plan.document_lengths, strict=True)
         ]
-        mask_TD = torch.cat(masks)
+        mask_TD = torch.cat(masks).view(-1, hidden_1TD.shape[-1])
         if hidden_1TD.shape[1] != len(mask_TD) and self._plan.supervised_positions_S is not None:
             mask_TD = mask_TD[self._plan.supervised_positions_S]  # the output layer sees no others
-        return hidden_1TD * mask_TD[None] / keep
+        return hidden_1TD * mask_TD[None] * (65536 / num_kept)
+
+    def _draw_kept(
+        self, row_index: int, num_elements: int, num_kept: int, device: torch.device
+    ) -> torch.Tensor:
+        # One draw of 64 bits decides four elements: a draw for each cost 30 % of a step.
+        draws = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=device)
+        draws.random_(-(2**63), None, generator=self._generator(row_index, device))
+        return draws.view(torch.int16)[:num_elements] < num_kept - 32768
 
     def _generator(self, row_index: int, device: torch.device) -> torch.Generator:
         # repr keeps the parts apart; a hash spreads them over the seeds of the generator.

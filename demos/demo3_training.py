@@ -1,4 +1,4 @@
-"""Fine-tune the embedded model on medical questions, from set-up to answers, in about three minutes.
+"""Fine-tune the embedded model on medical questions, from set-up to answers, in about two minutes.
 
 python demos/demo3_training.py
 

@@ -6,7 +6,6 @@ else. rich is loaded when something is printed, so that importing this module co
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llamafarm.errors import LlamaFarmError
+from llamafarm.strict_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +87,7 @@ def result_piece(text: str) -> None:
 
 def result_json(record: Mapping[str, Any]) -> None:
     """Print the one JSON object of `--json` to stdout."""
-    result(json.dumps(record, ensure_ascii=False, default=str))
+    result(to_json(record))
 
 
 class Progress:

@@ -35,6 +35,7 @@ def open_model(
     from llamafarm.training.prepare import base_name_of, output_dir_of
 
     if model is not None:
+        _refuse_what_a_folder_decides(strategy, strategy_file, settings)
         opened = open_final_model(final_model_in(model), find_device("auto").kind)
         return opened.as_base() if uses_base else opened
     loaded = load_with_options(strategy, strategy_file, settings)
@@ -53,3 +54,17 @@ def open_model(
         system=chosen.prompt_template.system,
         settings=generation,
     )
+
+
+def _refuse_what_a_folder_decides(
+    strategy: str | None, strategy_file: Path | None, settings: Sequence[str] | None
+) -> None:
+    from llamafarm.errors import InputError
+
+    given = {"--strategy": strategy, "--strategy-file": strategy_file, "--set": settings}
+    if named := [option for option, value in given.items() if value]:
+        raise InputError(
+            f"{', '.join(named)} would change nothing beside --model: the folder has its own settings",
+            where=named[0],
+            remedy="Leave out either --model or the others.",
+        )

@@ -37,7 +37,7 @@ def setup(
 
     from llamafarm.model.load import load_model
     from llamafarm.training.prepare import prepare
-    from llamafarm.training.record import check_output_dir
+    from llamafarm.training.record import check_output_dir, earlier_run_in
     from llamafarm.training.run import show_preparation
 
     set_mode(prints_json=prints_json)
@@ -46,6 +46,11 @@ def setup(
         show_settings(loaded)
     preparation = prepare(loaded, may_download=not verifies_only)
     check_output_dir(preparation.output_dir, overwrite=True)
+    if taken := earlier_run_in(preparation.output_dir):
+        preparation.warnings.append(
+            f"{preparation.output_dir} holds an earlier run ({', '.join(taken)}): train needs "
+            "--overwrite, or another --output-dir"
+        )
     if not verifies_only:
         load_model(preparation.base, dtype=torch.bfloat16, device=torch.device("cpu"))
     if prints_json:

@@ -40,6 +40,7 @@ def train(
     is_quiet: IsQuiet = False,
 ) -> None:
     """Fine-tune a model as a strategy says."""
+    import shlex
     from dataclasses import asdict
 
     from llamafarm.training.run import run_training
@@ -70,5 +71,6 @@ def train(
     )
     if result.eval_loss is not None:
         terminal.say(f"eval_loss {result.eval_loss:.4f}, eval_perplexity {result.eval_perplexity:.3f}")
-    terminal.say(f'next: python cli.py complete "…" --strategy {loaded.key}')
+    in_file = f" --strategy-file {shlex.quote(str(loaded.file))}" if loaded.file else ""
+    terminal.say(f'next: python cli.py complete "…" --strategy {loaded.key}{in_file}')
     terminal.result(str(result.final_model))

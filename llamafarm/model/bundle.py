@@ -23,6 +23,7 @@ from llamafarm.model.prompt import template_from_source
 
 BUNDLE_FILE = "llamafarm.json"
 _FORMAT_VERSION = 1
+_GENERATION_KEYS = {"max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,10 @@ def read_bundle(folder: Path) -> Bundle:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["stop_sequences"] = tuple(content["stop_sequences"])
         bundle = Bundle(**content)
+        if not (isinstance(bundle.base_model, str) and isinstance(bundle.joiner, str)):
+            raise TypeError("base_model or joiner is not a text")
+        if unknown := set(bundle.generation) ^ _GENERATION_KEYS:
+            raise ValueError(f"generation has other keys than it should: {', '.join(sorted(unknown))}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"the file is damaged: {error}", where=str(path), remedy="Train again, or restore the folder."

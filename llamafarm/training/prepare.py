@@ -79,6 +79,9 @@ def prepare(loaded: LoadedStrategy, *, may_download: bool = True) -> Preparation
             remedy="Raise data_preprocessing.max_length, or shorten the rows.",
         )
     _check_evaluation(strategy, eval_rows, files[-1].path)
+    plan = plan_loop(strategy, len(train_rows), has_evaluation=bool(eval_rows))
+    if plan.saves_best and plan.save_every is None:
+        choices.append(Choice("checkpoints", "the best one only", "load_best_model_at_end reads it back"))
     return Preparation(
         base=base,
         tokenizer=tokenizer,
@@ -88,7 +91,7 @@ def prepare(loaded: LoadedStrategy, *, may_download: bool = True) -> Preparation
         train_rows=train_rows,
         eval_rows=eval_rows,
         data_files=files,
-        plan=plan_loop(strategy, len(train_rows), has_evaluation=bool(eval_rows)),
+        plan=plan,
         max_length=max_length,
         output_dir=output_dir_of(loaded),
         choices=choices,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm.errors import OutputError
+from llamafarm.strict_json import to_json
 
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
@@ -18,6 +17,11 @@ CHECKPOINTS_FOLDER = "checkpoints"
 FINAL_MODEL_FOLDER = "final_model"
 LOGS_FOLDER = "logs"
 _OURS = (METRICS_FILE, RUN_FILE, CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, LOGS_FOLDER)
+
+
+def earlier_run_in(folder: Path) -> list[str]:
+    """Return the names of what an earlier run left in `folder`."""
+    return [name for name in _OURS if (folder / name).exists()]
 
 
 def check_output_dir(folder: Path, *, overwrite: bool) -> None:
@@ -28,7 +32,7 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
             where=str(folder),
             remedy="Choose another training_args.output_dir.",
         )
-    taken = [name for name in _OURS if (folder / name).exists()]
+    taken = earlier_run_in(folder)
     if taken and not overwrite:
         raise OutputError(
             f"the output folder holds an earlier run ({', '.join(taken)})",
@@ -78,10 +82,9 @@ class MetricsWriter:
             self._board = SummaryWriter(str(folder / LOGS_FOLDER))
 
     def write(self, metrics: Mapping[str, float | int | None]) -> None:
-        """Write one line. Values that are not finite become null: JSON has no word for them."""
+        """Write one line. Values that are not finite become null."""
         if self._file is not None:
-            line = {name: _finite_or_none(value) for name, value in metrics.items()}
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(to_json(metrics) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
@@ -99,19 +102,5 @@ class MetricsWriter:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file in one piece: it is whole, or as it was before."""
     unfinished = path.with_name(path.name + ".unfinished")
-    text = json.dumps(_finite_only(record), indent=2, ensure_ascii=False, allow_nan=False)
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
-
-
-def _finite_only(value: Any) -> Any:
-    """Return a record with null for every number that is not finite: JSON has no word for them."""
-    if isinstance(value, Mapping):
-        return {key: _finite_only(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_only(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite_or_none(value: float | int | None) -> float | int | None:
-    return value if value is None or math.isfinite(value) else None

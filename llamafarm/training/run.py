@@ -158,7 +158,7 @@ def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: 
         raise OutputError(
             f"the final model cannot be written: {error.strerror}",
             where=str(folder),
-            remedy="Make room on the disk; the weights of the last checkpoint are in checkpoints/ beside it.",
+            remedy="Make room on the disk and train again; what was saved on the way is in checkpoints/.",
         ) from error
 
 

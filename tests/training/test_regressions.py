@@ -1,4 +1,4 @@
-"""What fails before the proposed patches and holds after them."""
+"""Faults that were found once in whole runs, and must not come back."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ class Monitoring(Section):
     log_tensorboard: bool = False
     """Write the metrics for TensorBoard too, into the run's `logs/`."""
     save_checkpoints: bool = True
-    """False saves no checkpoints, whatever `training_args.save_strategy` says: nothing to resume from."""
+    """False saves no checkpoints, whatever `training_args.save_strategy` says, but for the best one where
+    `load_best_model_at_end` is to read it back: nothing to resume from."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(read_lower_case)] = (
         "info"
     )

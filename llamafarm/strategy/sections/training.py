@@ -269,8 +269,7 @@ class Framework(Section):
     """How the libraries are used."""
 
     use_fast_tokenizer: bool = True
-    """Always true: which tokens are the answer's is told from character positions, which only fast tokenizers
-    report."""
+    """Always true: transformers' slow tokenizers are not used, because whole files are tokenized at once."""
 
     @field_validator("use_fast_tokenizer")
     @classmethod

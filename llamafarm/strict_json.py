@@ -14,7 +14,9 @@ def to_json(record: Mapping[str, Any], *, indent: int | None = None) -> str:
 
     Raises TypeError for anything else that JSON has no word for.
     """
-    return json.dumps(_finite(record), indent=indent, ensure_ascii=False, allow_nan=False, default=_text_of_path)
+    return json.dumps(
+        _finite(record), indent=indent, ensure_ascii=False, allow_nan=False, default=_text_of_path
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -28,11 +28,11 @@ def open_model(
     uses_base: bool,
 ) -> OpenModel:
     """Load the model that the options mean. Raises `ModelError` if it is not there."""
-    from llamafarm.hardware import find_device
+    from llamafarm.hardware.device import find_device
     from llamafarm.inference.generate import GenerationSettings
     from llamafarm.inference.open import open_base, open_final_model
     from llamafarm.model.bundle import final_model_in
-    from llamafarm.training.prepare import base_name_of, output_dir_of
+    from llamafarm.training.preparation.prepare import base_name_of, output_dir_of
 
     if model is not None:
         _refuse_what_a_folder_decides(strategy, strategy_file, settings)

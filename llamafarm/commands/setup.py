@@ -36,7 +36,7 @@ def setup(
     import torch
 
     from llamafarm.model.load import load_model
-    from llamafarm.training.prepare import prepare
+    from llamafarm.training.preparation.prepare import prepare
     from llamafarm.training.record import check_output_dir, earlier_run_in
     from llamafarm.training.run import show_preparation
 

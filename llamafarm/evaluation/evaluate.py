@@ -17,7 +17,7 @@ from llamafarm.inference.generate import Answer
 from llamafarm.inference.open import OpenModel
 from llamafarm.model.forward import packed_attention
 from llamafarm.model.load import tokenize_with
-from llamafarm.planning import choose_pack_tokens
+from llamafarm.planning.packs import choose_pack_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from peft import PeftModel
 
 from llamafarm import terminal
 from llamafarm.errors import OutputError
-from llamafarm.hardware import installed_versions
+from llamafarm.hardware.device import installed_versions
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.adapter import AdapterSettings, adapter_tensors, attach_adapter, choose_target_modules
 from llamafarm.model.bundle import Bundle, write_bundle
@@ -24,7 +24,8 @@ from llamafarm.model.forward import packed_attention
 from llamafarm.model.load import load_model
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import Strategy
-from llamafarm.training.prepare import Preparation, prepare
+from llamafarm.training.preparation.prepare import Preparation, prepare
+from llamafarm.training.preparation.rows import Choice
 from llamafarm.training.record import (
     FINAL_MODEL_FOLDER,
     RUN_FILE,
@@ -32,7 +33,6 @@ from llamafarm.training.record import (
     claim_output_dir,
     write_json,
 )
-from llamafarm.training.rows import Choice
 from llamafarm.training.session import RunResult, Session
 from llamafarm.training.step import Precision
 

@@ -14,11 +14,11 @@ from peft import PeftModel
 from llamafarm import terminal
 from llamafarm.data.pack import Pack, pack_rows
 from llamafarm.evaluation.loss import LossResult, measure_loss
-from llamafarm.hardware import peak_memory_bytes
+from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.adapter import adapter_tensors, restore_adapter
 from llamafarm.model.forward import supervised_logits
-from llamafarm.planning import choose_pack_tokens
+from llamafarm.planning.packs import choose_pack_tokens
 from llamafarm.strategy.schema import Monitoring, TrainingArgs
 from llamafarm.training.checkpoint import (
     CheckpointRecord,
@@ -28,7 +28,7 @@ from llamafarm.training.checkpoint import (
 )
 from llamafarm.training.loop import LoopState, StepRecord, run_loop
 from llamafarm.training.optimizer import OptimizerSettings, build_optimizer
-from llamafarm.training.prepare import Preparation
+from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, MetricsWriter
 from llamafarm.training.step import Precision, StepResult, run_step
 

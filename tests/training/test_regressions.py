@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Mamba
 
 from llamafarm.errors import DataError, ModelError, OutputError, StrategyError
 from llamafarm.model import adapter
-from llamafarm.training.prepare import prepare
+from llamafarm.training.preparation.prepare import prepare
 from llamafarm.training.run import run_training
 
 

@@ -14,13 +14,13 @@ from llamafarm.data.encode import EncodedRow, encode_conversations
 from llamafarm.data.records import DataFile
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import DataError, StrategyError
-from llamafarm.hardware import Device, PrecisionChoice, choose_precision, find_device
+from llamafarm.hardware.device import Device, PrecisionChoice, choose_precision, find_device
 from llamafarm.model.load import Base, find_base, load_config, load_tokenizer, tokenize_with
 from llamafarm.model.prompt import build_template
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import EpochRange, Strategy, TrainingArgs
 from llamafarm.training.loop import Every, LoopPlan
-from llamafarm.training.rows import Choice, Limits, read_files, settle_rows, wants_evaluation
+from llamafarm.training.preparation.rows import Choice, Limits, read_files, settle_rows, wants_evaluation
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import pytest
 from llamafarm.errors import DataError, MachineError, ModelError, StrategyError
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.loop import Every
-from llamafarm.training.prepare import Preparation, prepare
+from llamafarm.training.preparation.prepare import Preparation, prepare
 
 Load = Callable[..., LoadedStrategy]
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llamafarm.errors import MachineError
-from llamafarm.hardware import (
+from llamafarm.hardware.device import (
     Device,
     choose_precision,
     find_device,
@@ -132,7 +132,7 @@ def test_a_precision_that_the_device_cannot_do_is_an_error_of_the_machine(
 def test_peak_memory_is_in_bytes_and_never_falls() -> None:
     # In a process of its own: this one may have held more than a test should take.
     script = """if True:
-        from llamafarm.hardware import peak_memory_bytes
+        from llamafarm.hardware.device import peak_memory_bytes
         before = peak_memory_bytes("cpu")
         block = b"x" * (before * 3 // 2)
         during = peak_memory_bytes("cpu")

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llamafarm.data.encode import Tokenize
 from llamafarm.errors import ModelError
+from llamafarm.model.hub import find_source
 
 EMBEDDED_BASE = "cria-5m"
 _EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / EMBEDDED_BASE
@@ -74,8 +74,12 @@ def find_base(name: str | None, cache_dir: str | None = None) -> Base:
 
 
 def load_tokenizer(base: Base) -> Any:
-    """Return the tokenizer of a base model. Raises `ModelError` if it cannot be had."""
-    _check_hub(base)
+    """Return the tokenizer of a base model.
+
+    Raises `ModelError` if it cannot be had, `MachineError` if the Hub would have it and cannot be reached.
+    """
+    if base.may_download:
+        find_source(base.source, base.cache_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.source, **_source_options(base))
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -104,7 +108,11 @@ def load_model(base: Base, *, dtype: torch.dtype, device: torch.device) -> PreTr
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base.source, config=_without_dropout(load_config(base)), dtype=dtype, **_source_options(base)
+            base.source,
+            config=_without_dropout(load_config(base)),
+            dtype=dtype,
+            use_safetensors=True,  # else pickled weights would be read where there are no others
+            **_source_options(base),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(base, "weights", error) from error
@@ -140,22 +148,6 @@ def control_token_texts(tokenizer: Any) -> list[str]:
     """Return the texts of all tokens that the tokenizer treats as one special token."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return sorted({*added, *tokenizer.all_special_tokens})
-
-
-def _check_hub(base: Base) -> None:
-    """Raise `ModelError` at once if a model has to come from the Hub and cannot.
-
-    The loaders of transformers would try for most of a minute first.
-    """
-    is_here = Path(base.source).is_dir() or isinstance(
-        try_to_load_from_cache(base.source, "config.json", cache_dir=base.cache_dir), str
-    )
-    if is_here or not base.may_download:
-        return
-    try:
-        HfApi().model_info(base.source, timeout=10)
-    except Exception as error:  # which class it is depends on the HTTP library that the Hub's client uses
-        raise _not_loaded(base, "files", error) from error
 
 
 def _without_dropout(config: Any) -> Any:

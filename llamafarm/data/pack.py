@@ -55,8 +55,13 @@ class Pack:
         )
 
 
-def pack_rows(rows: Sequence[EncodedRow], row_indices: Sequence[int], max_pack_tokens: int) -> list[Pack]:
-    """Pack the rows that `row_indices` name into packs of at most `max_pack_tokens` tokens.
+def pack_rows(
+    rows: Sequence[EncodedRow],
+    row_indices: Sequence[int],
+    max_pack_tokens: int,
+    max_pack_rows: int | None = None,
+) -> list[Pack]:
+    """Pack the rows that `row_indices` name into packs of at most so many tokens, and rows where that is given.
 
     Best fit, longest first; a row that is longer than a pack gets one of its own. The same lengths always
     give the same packs.
@@ -64,7 +69,7 @@ def pack_rows(rows: Sequence[EncodedRow], row_indices: Sequence[int], max_pack_t
     lengths = [rows[index].num_tokens for index in row_indices]
     return [
         build_pack([rows[row_indices[place]] for place in group], [row_indices[place] for place in group])
-        for group in _group_by_best_fit(lengths, max_pack_tokens)
+        for group in _group_by_best_fit(lengths, max_pack_tokens, max_pack_rows)
     ]
 
 
@@ -87,7 +92,9 @@ def build_pack(rows: Sequence[EncodedRow], row_indices: Sequence[int]) -> Pack:
     )
 
 
-def _group_by_best_fit(lengths: Sequence[int], max_pack_tokens: int) -> list[list[int]]:
+def _group_by_best_fit(
+    lengths: Sequence[int], max_pack_tokens: int, max_pack_rows: int | None
+) -> list[list[int]]:
     groups: list[list[int]] = []
     room: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
@@ -100,4 +107,6 @@ def _group_by_best_fit(lengths: Sequence[int], max_pack_tokens: int) -> list[lis
             room.append(max_pack_tokens)
         groups[best].append(place)
         room[best] -= lengths[place]
+        if len(groups[best]) == max_pack_rows:
+            room[best] = 0
     return groups

@@ -72,7 +72,10 @@ class Session:
         self._save_total_limit = args.save_total_limit
         self._pack_tokens = choose_pack_tokens(preparation.device.kind)
         self._eval_packs = pack_rows(
-            preparation.eval_rows, range(len(preparation.eval_rows)), self._pack_tokens
+            preparation.eval_rows,
+            range(len(preparation.eval_rows)),
+            self._pack_tokens,
+            args.per_device_eval_batch_size,
         )
         self._optimizer, self._scheduler = build_optimizer(
             model, _optimizer_settings(args), preparation.plan.num_steps

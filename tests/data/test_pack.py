@@ -68,6 +68,14 @@ def test_packing_wastes_little() -> None:
     assert [pack.num_tokens for pack in pack_rows(rows, range(6), 100)] == [100, 100, 100]
 
 
+@given(lengths=_lengths, max_pack_rows=st.integers(1, 5))
+def test_a_pack_has_at_most_the_rows_it_may(lengths: list[int], max_pack_rows: int) -> None:
+    rows = [make_row(length, number) for number, length in enumerate(lengths, start=1)]
+    packs = pack_rows(rows, range(len(rows)), 30, max_pack_rows)
+    assert all(len(pack.row_indices) <= max_pack_rows for pack in packs)
+    assert sorted(index for pack in packs for index in pack.row_indices) == list(range(len(rows)))
+
+
 def test_a_row_longer_than_a_pack_is_whole_and_alone() -> None:
     rows = [make_row(5, 1), make_row(50, 2), make_row(5, 3)]
     packs = pack_rows(rows, [0, 1, 2], 10)

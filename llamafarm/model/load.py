@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,16 @@ def tokenize_with(tokenizer: Any) -> Tokenize:
         return token_ids
 
     return tokenize
+
+
+def use_tokenizer_threads(num_threads: int) -> None:
+    """Let fast tokenizers work on a batch with so many threads; 0 is only the one that asks.
+
+    Their pool is made once in a process, by whoever tokenizes first: later numbers above 0 change nothing.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if num_threads else "false"
+    if num_threads:
+        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
 
 
 def adds_bos(tokenizer: Any) -> bool:

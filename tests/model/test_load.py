@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +214,19 @@ def test_whether_a_tokenizer_begins_texts_is_seen_from_what_it_does() -> None:
     assert not adds_bos(Tokenizer(1, [5, 1]))
     assert not adds_bos(Tokenizer(None, [5]))
     assert not adds_bos(Tokenizer(1, []))
+
+
+@pytest.mark.parametrize(("num_threads", "num_new"), [(0, 0), (3, 3)])
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
+def test_tokenizers_use_as_many_threads_as_they_are_given(num_threads: int, num_new: int) -> None:
+    script = f"""
+import os
+from llamafarm.model.load import find_base, load_tokenizer, tokenize_with, use_tokenizer_threads
+use_tokenizer_threads({num_threads})
+tokenize = tokenize_with(load_tokenizer(find_base(None)))
+before = len(os.listdir("/proc/self/task"))
+tokenize(["hello world"] * 1000)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == num_new

@@ -16,17 +16,24 @@ Anything else that is raised is our fault (exit 1).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class LlamaFarmError(Exception):
     """A problem that its reader can act on.
 
-    `problem` names the value seen, `where` a file and line, a row or a setting, `remedy` what to try.
+    `problem` names the value seen, `where` a file and line, a row or a setting, `remedy` what to try;
+    `details` is what `--json` adds to them.
     """
 
     exit_code: int = 1
 
-    def __init__(self, problem: str, *, where: str, remedy: str) -> None:
+    def __init__(
+        self, problem: str, *, where: str, remedy: str, details: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(problem)
+        self.details = dict(details or {})
         self.problem = problem
         self.where = where
         self.remedy = remedy
@@ -34,7 +41,7 @@ class LlamaFarmError(Exception):
     def __str__(self) -> str:
         return f"{self.problem}\n{self.where}\n{self.remedy}"
 
-    def as_record(self) -> dict[str, str | int]:
+    def as_record(self) -> dict[str, Any]:
         """Return the error as the JSON object that `--json` prints."""
         return {
             "error": type(self).__name__,
@@ -42,6 +49,7 @@ class LlamaFarmError(Exception):
             "where": self.where,
             "remedy": self.remedy,
             "exit_code": self.exit_code,
+            **self.details,
         }
 
 

@@ -1,4 +1,4 @@
-"""`setup`: check that a strategy can run on this machine."""
+"""`setup`: check that a strategy can run on this machine, and fetch what it needs."""
 
 from __future__ import annotations
 
@@ -22,46 +22,56 @@ def setup(
     strategy_file: Annotated[Path, typer.Argument(help="YAML file with strategies.")],
     strategy: StrategyName = None,
     verifies_only: Annotated[
-        bool, typer.Option("--verify-only", help="Change nothing: neither download nor write.")
+        bool, typer.Option("--verify-only", help="Change nothing: nothing that is fetched stays.")
     ] = False,
     settings: Settings = None,
     prints_json: PrintsJson = False,
 ) -> None:
-    """Check that a strategy can run on this machine: its data, template, base model, device, folder.
+    """Check that a strategy can run on this machine.
 
-    Without --verify-only the base model is downloaded where it is not there yet, and loaded once.
+    Its data, template, base model, device, memory, disk space, output folder and tools are looked at. Without
+    --verify-only the base model is downloaded where it is not there yet, and loaded once. Exit code 3 when
+    the machine lacks something that is needed, with the list.
     """
+    import tempfile
     from dataclasses import asdict
 
-    import torch
-
-    from llamafarm.model.load import load_model
-    from llamafarm.training.preparation.prepare import prepare
-    from llamafarm.training.record import check_output_dir, earlier_run_in
+    from llamafarm.errors import MachineError
+    from llamafarm.training.preparation.checks import check_preparation
+    from llamafarm.training.preparation.prepare import load_once, prepare
     from llamafarm.training.run import show_preparation
 
     set_mode(prints_json=prints_json)
     loaded = load_with_options(strategy, strategy_file, settings)
     if not prints_json:
         show_settings(loaded)
-    preparation = prepare(loaded, may_download=not verifies_only)
-    check_output_dir(preparation.output_dir, overwrite=True)
-    if taken := earlier_run_in(preparation.output_dir):
-        preparation.warnings.append(
-            f"{preparation.output_dir} holds an earlier run ({', '.join(taken)}): train needs "
-            "--overwrite, or another --output-dir"
+    with tempfile.TemporaryDirectory() as scratch:
+        preparation = prepare(loaded, scratch_dir=Path(scratch) if verifies_only else None)
+        checks = check_preparation(preparation)
+        missing = [check for check in checks if check.state == "missing"]
+        if not verifies_only and not missing:
+            load_once(preparation)
+    if not prints_json:
+        show_preparation(preparation)
+        terminal.heading("what it needs of this machine")
+        terminal.columns([(check.state, check.subject, check.finding, check.remedy) for check in checks])
+    record = {
+        "strategy": loaded.key,
+        "is_ready": not missing,
+        "checks": [asdict(check) for check in checks],
+        "choices": [asdict(choice) for choice in preparation.choices],
+        "warnings": preparation.warnings,
+        "settings": loaded.strategy.model_dump(mode="json"),
+        "origins": {path: str(origin) for path, origin in loaded.origins.items()},
+    }
+    if missing:
+        raise MachineError(
+            f"this machine lacks {', '.join(check.subject for check in missing)} for {loaded.key}",
+            where=f"setup {strategy_file}",
+            remedy=" ".join(check.remedy for check in missing),
+            details=record,
         )
-    if not verifies_only:
-        load_model(preparation.base, dtype=torch.bfloat16, device=torch.device("cpu"))
     if prints_json:
-        terminal.result_json(
-            {
-                "strategy": loaded.key,
-                "is_ready": True,
-                "choices": [asdict(choice) for choice in preparation.choices],
-                "warnings": preparation.warnings,
-            }
-        )
-        return
-    show_preparation(preparation)
-    terminal.result(f"{loaded.key} can run on this machine")
+        terminal.result_json(record)
+    else:
+        terminal.result(f"{loaded.key} can run on this machine")

@@ -61,7 +61,7 @@ def pack_rows(
     max_pack_tokens: int,
     max_pack_rows: int | None = None,
 ) -> list[Pack]:
-    """Pack the rows that `row_indices` name into packs of at most so many tokens, and rows where that is given.
+    """Pack the rows that `row_indices` name into packs of at most so many tokens, and rows if that is given.
 
     Best fit, longest first; a row that is longer than a pack gets one of its own. The same lengths always
     give the same packs.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -73,6 +73,11 @@ def local_folder(source: str, cache_dir: str | None = None) -> Path | None:
         return Path(source)
     cached = try_to_load_from_cache(source, "config.json", cache_dir=cache_dir)
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def hub_cache(cache_dir: str | None = None) -> Path:
+    """Return the folder that models from the Hub are kept in."""
+    return Path(cache_dir or constants.HF_HUB_CACHE)
 
 
 def _num_bytes_in(folder: Path) -> int:

@@ -33,15 +33,11 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where a base model comes from. `name` is what the user called it, `source` what is loaded.
-
-    Without `may_download`, only what lies on this machine already is taken.
-    """
+    """Where a base model comes from. `name` is what the user called it, `source` what is loaded."""
 
     name: str
     source: str
     cache_dir: str | None = None
-    may_download: bool = True
 
     @property
     def is_embedded(self) -> bool:
@@ -79,8 +75,7 @@ def load_tokenizer(base: Base) -> Any:
 
     Raises `ModelError` if it cannot be had, `MachineError` if the Hub would have it and cannot be reached.
     """
-    if base.may_download:
-        find_source(base.source, base.cache_dir)
+    find_source(base.source, base.cache_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.source, **_source_options(base))
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -102,23 +97,45 @@ def load_config(base: Base) -> Any:
         raise _not_loaded(base, "configuration", error) from error
 
 
-def load_model(base: Base, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(
+    base: Base, *, dtype: torch.dtype, device: torch.device, quantization_config: Any = None
+) -> PreTrainedModel:
     """Return a base model on `device` with weights in `dtype`, in evaluation mode.
 
-    Raises `ModelError` if it cannot be had.
+    With transformers' `quantization_config`, its linear layers are held in fewer bits. Raises `ModelError` if
+    it cannot be had.
     """
+    # Quantised weights must be put on their device while they are loaded.
+    placed = {} if quantization_config is None else {"device_map": {"": device}}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.source,
             config=_without_dropout(load_config(base)),
             dtype=dtype,
             use_safetensors=True,  # else pickled weights would be read where there are no others
+            quantization_config=quantization_config,
+            **placed,
             **_source_options(base),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(base, "weights", error) from error
-    loaded: PreTrainedModel = model.to(device).eval()
+    loaded: PreTrainedModel = (model if placed else model.to(device)).eval()
     return loaded
+
+
+def count_parameters(base: Base) -> int:
+    """Return how many weights a base model has, tied ones once, from its configuration alone.
+
+    Raises `ModelError` if that cannot be had.
+    """
+    config = load_config(base)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _not_loaded(base, "configuration", error) from error
+    num_parameters: int = model.num_parameters()
+    return num_parameters
 
 
 def tokenize_with(tokenizer: Any) -> Tokenize:
@@ -174,11 +191,7 @@ def _without_dropout(config: Any) -> Any:
 
 
 def _source_options(base: Base) -> dict[str, Any]:
-    return {
-        "cache_dir": base.cache_dir,
-        "local_files_only": not base.may_download,
-        "trust_remote_code": False,
-    }
+    return {"cache_dir": base.cache_dir, "trust_remote_code": False}
 
 
 def _not_loaded(base: Base, part: str, error: Exception) -> ModelError:

@@ -95,7 +95,7 @@ def test_a_model_is_loaded_ready_to_be_asked(base: Base) -> None:
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_config, load_weights])
 def test_a_name_that_cannot_be_had_is_named(load: Callable[[Base], object]) -> None:
-    base = Base("no-such-owner/no-such-model", "no-such-owner/no-such-model", may_download=False)
+    base = Base("no-such-owner/no-such-model", "no-such-owner/no-such-model")
     assert "'no-such-owner/no-such-model'" in refusal(lambda: load(base)).problem
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llamafarm.model.hub import ModelSource
+from llamafarm.model.hub import ModelSource, hub_cache
+from llamafarm.model.load import Base
+from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import earlier_run_in
 
 State = Literal["ready", "warning", "missing"]
@@ -29,9 +31,24 @@ class Check:
     remedy: str = ""
 
 
-def check_source(name: str, source: ModelSource) -> Check:
+def check_preparation(preparation: Preparation) -> list[Check]:
+    """Return everything that a prepared run needs of this machine."""
+    num_train, num_eval = len(preparation.train_rows), len(preparation.eval_rows)
+    source = preparation.source
+    downloads = {} if source.is_local else {hub_cache(preparation.base.cache_dir): source.num_bytes}
+    return [
+        Check("data", "ready", f"{num_train} training rows, {num_eval} evaluation rows"),
+        check_source(preparation.base, source),
+        Check("precision", "ready", f"{preparation.precision.name} on {preparation.device.description}"),
+        *check_disk(downloads),
+        check_output_folder(preparation.output_dir),
+    ]
+
+
+def check_source(base: Base, source: ModelSource) -> Check:
     """Say where the base model is, how large it is, and under which licence."""
-    facts = [f"{name}: {show_bytes(source.num_bytes)} in {source.place}"]
+    place = "the package" if base.is_embedded else source.place
+    facts = [f"{base.name}: {show_bytes(source.num_bytes)} in {place}"]
     if source.licence:
         facts.append(f"licence {source.licence}")
     if source.is_gated:

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llamafarm.data.encode import EncodedRow, encode_conversations
 from llamafarm.data.records import DataFile
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import DataError, StrategyError
 from llamafarm.hardware.device import Device, PrecisionChoice, choose_precision, find_device
-from llamafarm.model.load import Base, find_base, load_config, load_tokenizer, tokenize_with
+from llamafarm.model.hub import ModelSource, find_source
+from llamafarm.model.load import Base, find_base, load_config, load_model, load_tokenizer, tokenize_with
 from llamafarm.model.prompt import build_template
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import EpochRange, Strategy, TrainingArgs
@@ -28,6 +31,7 @@ class Preparation:
     """A run that could start now."""
 
     base: Base
+    source: ModelSource
     tokenizer: Any
     template: ChatTemplate
     device: Device
@@ -42,10 +46,11 @@ class Preparation:
     warnings: list[str] = field(default_factory=list)
 
 
-def prepare(loaded: LoadedStrategy, *, may_download: bool = True) -> Preparation:
+def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Preparation:
     """Settle and check everything that a run needs. Raises the error of whatever is wrong first.
 
-    Without `may_download`, the base model must lie on this machine already.
+    A base model's configuration and tokenizer are downloaded where they are not here yet; into `scratch_dir`,
+    where that is given, so that nothing stays.
     """
     strategy = loaded.strategy
     _check_supported(loaded)
@@ -56,7 +61,10 @@ def prepare(loaded: LoadedStrategy, *, may_download: bool = True) -> Preparation
     choices.append(Choice("device", device.description, device.why))
     precision = _settle_precision(strategy, device)
     choices.append(Choice("precision", precision.name, precision.why))
-    base = replace(_settle_base(loaded, choices), may_download=may_download)
+    base = _settle_base(loaded, choices)
+    source = find_source(base.source, base.cache_dir)
+    if scratch_dir is not None and not source.is_local:
+        base = replace(base, cache_dir=str(scratch_dir))
 
     files = read_files(loaded)
     train, evaluation = settle_rows(loaded, files, choices, warnings)
@@ -84,6 +92,7 @@ def prepare(loaded: LoadedStrategy, *, may_download: bool = True) -> Preparation
         choices.append(Choice("checkpoints", "the best one only", "load_best_model_at_end reads it back"))
     return Preparation(
         base=base,
+        source=source,
         tokenizer=tokenizer,
         template=template,
         device=device,
@@ -97,6 +106,11 @@ def prepare(loaded: LoadedStrategy, *, may_download: bool = True) -> Preparation
         choices=choices,
         warnings=warnings,
     )
+
+
+def load_once(preparation: Preparation) -> None:
+    """Load the base model and let it go: what is not here yet is downloaded, what is damaged is found."""
+    load_model(preparation.base, dtype=torch.bfloat16, device=torch.device("cpu"))
 
 
 def _check_evaluation(strategy: Strategy, eval_rows: Sequence[EncodedRow], path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamafarm.model.hub import ModelSource
+from llamafarm.model.load import Base
 from llamafarm.training.preparation import checks
 from llamafarm.training.preparation.checks import (
     are_met,
@@ -29,7 +30,7 @@ def test_bytes_are_shown_in_their_unit(num_bytes: int, shown: str) -> None:
 
 def test_a_gated_model_is_shown_with_its_licence() -> None:
     source = ModelSource("the Hugging Face Hub", 2**30, is_local=False, licence="llama3.2", is_gated=True)
-    check = check_source("o/m", source)
+    check = check_source(Base("o/m", "o/m"), source)
     assert check.state == "ready"
     assert (
         check.finding

@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from llamafarm import terminal
 from llamafarm.model.adapter import adapter_tensors, attach_adapter
 from llamafarm.strategy.load import load_strategy
-from llamafarm.training import run, session
+from llamafarm.training import methods, run, session
 
 NUM_STEPS = 30
 ROWS_PER_STEP = 16
@@ -148,7 +148,7 @@ def train_ours(
         (folder / "s.yaml").write_text(json.dumps({"s": strategy(base, folder, case)}), encoding="utf-8")
         loaded = load_strategy("s", file=folder / "s.yaml")
         with (
-            replaced(run, "attach_adapter", attach),
+            replaced(methods, "attach_adapter", attach),
             replaced(session, "choose_pack_tokens", choose_pack_tokens),
         ):
             result = run.run_training(loaded)

@@ -66,8 +66,8 @@ def evaluate_model(opened: OpenModel, conversations: Sequence[Conversation], whe
         )
     packs = pack_rows(rows, fitting, choose_pack_tokens(opened.model.device.type))
     kept = [conversations[index] for index in fitting]
-    with opened.without_adapter():
-        measured = [_measure(opened, "base", packs, kept)]
+    with opened.base_beside() as base:
+        measured = [_measure(base, "base", packs, kept)]
     if opened.is_tuned:
         measured.append(_measure(opened, "tuned", packs, kept))
     return measured

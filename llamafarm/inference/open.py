@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,32 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from llamafarm import terminal
 from llamafarm.data.template import ChatTemplate
 from llamafarm.inference.generate import Answerer, GenerationSettings
 from llamafarm.model.adapter import load_adapter
-from llamafarm.model.bundle import open_bundle
-from llamafarm.model.load import find_base, load_model, load_tokenizer
+from llamafarm.model.bundle import Bundle, open_bundle
+from llamafarm.model.load import Base, find_base, load_model, load_tokenizer
 from llamafarm.model.prompt import build_template
+from llamafarm.model.quantized import load_quantized_model, may_quantize
+from llamafarm.model.weights import FULL, Trained, transformer_of
 
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A loaded model with everything that asking or measuring it takes."""
+    """A loaded model with everything that asking or measuring it takes.
+
+    `full_base` is the base of a model all of whose weights were trained; None for any other.
+    """
 
     name: str
     base_name: str
-    model: PreTrainedModel | PeftModel
+    model: Trained
     tokenizer: Any
     template: ChatTemplate
     settings: GenerationSettings
     max_length: int
+    full_base: Base | None = None
 
     @property
     def answerer(self) -> Answerer:
@@ -39,40 +47,66 @@ class OpenModel:
     @property
     def transformer(self) -> PreTrainedModel:
         """Return the transformers model, with or without an adapter in it."""
-        if isinstance(self.model, PeftModel):
-            base: PreTrainedModel = self.model.get_base_model()
-            return base
-        return self.model
+        return transformer_of(self.model)
 
     @property
     def is_tuned(self) -> bool:
-        """Return whether the model has an adapter."""
-        return isinstance(self.model, PeftModel)
+        """Return whether the model is a trained one, and not a base."""
+        return isinstance(self.model, PeftModel) or self.full_base is not None
 
     def as_base(self) -> OpenModel:
-        """Return the same without its adapter."""
-        if not isinstance(self.model, PeftModel):
+        """Return the base of the model, in its place."""
+        if isinstance(self.model, PeftModel):
+            base: PreTrainedModel = self.model.unload()
+        elif self.full_base is not None:
+            base = load_model(self.full_base, dtype=self.model.dtype, device=self.model.device)
+        else:
             return self
-        base: PreTrainedModel = self.model.unload()
-        return replace(self, model=base, name=self.base_name)
+        return replace(self, model=base, name=self.base_name, full_base=None)
 
     def with_settings(self, settings: GenerationSettings) -> OpenModel:
         """Return the same with other settings for its answers."""
         return replace(self, settings=settings)
 
-    def without_adapter(self) -> AbstractContextManager[Any]:
-        """Let the model be its base meanwhile."""
-        return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+    @contextmanager
+    def base_beside(self) -> Iterator[OpenModel]:
+        """Give the base meanwhile: this model with its adapter off, or the base loaded beside it."""
+        if isinstance(self.model, PeftModel):
+            with self.model.disable_adapter():
+                yield self
+        else:
+            yield self.as_base()
 
 
 def open_final_model(folder: Path, device_kind: str) -> OpenModel:
     """Return the trained model of a `final_model/` folder. Raises `ModelError` if it cannot be loaded."""
     bundle, base, tokenizer, template = open_bundle(folder)
-    model = load_adapter(
-        load_model(base, dtype=_dtype(device_kind), device=torch.device(device_kind)), folder
-    )
+    model: Trained
+    if bundle.kind == FULL:
+        own = Base(str(folder), str(folder))
+        model = load_model(own, dtype=_dtype(device_kind), device=torch.device(device_kind))
+    else:
+        model = load_adapter(_load_adapters_base(base, bundle, device_kind), folder)
     settings = GenerationSettings(**bundle.generation, stop_sequences=bundle.stop_sequences)  # type: ignore[arg-type]
-    return OpenModel(str(folder), base.name, model, tokenizer, template, settings, bundle.max_length)
+    opened = OpenModel(str(folder), base.name, model, tokenizer, template, settings, bundle.max_length)
+    return replace(opened, full_base=base) if bundle.kind == FULL else opened
+
+
+def _load_adapters_base(base: Base, bundle: Bundle, device_kind: str) -> PreTrainedModel:
+    """Load the base that an adapter belongs to, in 4 bits where it was trained so and this machine can."""
+    dtype, device = _dtype(device_kind), torch.device(device_kind)
+    quantization = bundle.quantization
+    if quantization is None:
+        return load_model(base, dtype=dtype, device=device)
+    if may_quantize(device_kind):
+        terminal.say(f"the base is held in 4 bits ({quantization.quant_type}), as it was in training")
+        return load_quantized_model(base, quantization, dtype=dtype, compute_dtype=dtype, device=device)
+    terminal.warn(
+        f"the adapter was trained on a base in 4 bits ({quantization.quant_type}), which this machine lacks "
+        f"bitsandbytes or the device for: the base is loaded in {str(dtype).removeprefix('torch.')}, and "
+        "answers may differ slightly"
+    )
+    return load_model(base, dtype=dtype, device=device)
 
 
 def open_base(

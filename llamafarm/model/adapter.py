@@ -1,6 +1,6 @@
 """The LoRA adapter: attach a new one, save it, load a saved one. The format is PEFT's own.
 
-What may be attached where follows the guide's table for the model's size, unless the strategy says it.
+Which modules it goes to is settled by `targets`; what PiSSA changes of it is in `principal`.
 """
 
 from __future__ import annotations
@@ -20,42 +20,35 @@ from transformers import PreTrainedModel
 
 from llamafarm.errors import ModelError
 from llamafarm.kernels.dropout import DropoutPlan, RowDropout
+from llamafarm.model.principal import (
+    as_plain_adapter,
+    as_plain_config,
+    from_plain_adapter,
+    start_from_principal_part,
+)
+from llamafarm.model.targets import check_target_modules
 
-ALL_LINEAR = "all-linear"
 _WEIGHTS_FILE = "adapter_model.safetensors"
-_ATTENTION = ("q_proj", "v_proj", "k_proj", "o_proj")
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSettings:
-    """What a LoRA adapter is made of. `target_modules` are names of modules, or `all-linear`."""
+    """What a LoRA adapter is made of. `target_modules` are names of modules, or `all-linear`.
+
+    `uses_rslora` divides by the root of r (Kalajdzievski, 2023, arXiv:2312.03732), `uses_dora` trains
+    direction and magnitude apart (Liu et al., 2024, arXiv:2402.09353), `starts_principal` begins as PiSSA
+    does (see `principal`).
+    """
 
     r: int
     alpha: int
     dropout: float
     target_modules: Sequence[str] | str
     bias: str = "none"
-
-
-def choose_target_modules(model: nn.Module, num_parameters: int) -> tuple[Sequence[str] | str, str]:
-    """Return the modules that the guide's table names for a model of this size, and why.
-
-    An architecture without modules of these names gets all its linear layers.
-    """
-    billions = num_parameters / 1e9
-    chosen: Sequence[str]
-    if billions < 1:
-        chosen, size = _ATTENTION[:2], "under 1B"
-    elif billions < 3:
-        chosen, size = _ATTENTION, "1-3B"
-    elif billions < 7:
-        chosen, size = (*_ATTENTION, "gate_proj", "up_proj"), "3-7B"
-    else:
-        return ALL_LINEAR, "the guide's table for 7B and more"
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if not names.issuperset(chosen):
-        return ALL_LINEAR, f"the model has no modules called {', '.join(sorted(set(chosen) - names))}"
-    return chosen, f"the guide's table for {size}"
+    uses_rslora: bool = False
+    uses_dora: bool = False
+    starts_principal: bool = False
 
 
 def attach_adapter(
@@ -67,32 +60,23 @@ def attach_adapter(
     """
     targets = settings.target_modules
     if not isinstance(targets, str):
-        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        if missing := [target for target in targets if target.rpartition(".")[2] not in names]:
-            linear = sorted(
-                {
-                    name.rpartition(".")[2]
-                    for name, module in model.named_modules()
-                    if isinstance(module, nn.Linear)
-                }
-            )
-            raise ModelError(
-                f"the model has no modules called {', '.join(missing)}",
-                where="method.target_modules",
-                remedy=f"Choose among {', '.join(linear)}, or write all-linear.",
-            )
+        check_target_modules(model, targets)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         bias=settings.bias,
+        use_rslora=settings.uses_rslora,
+        use_dora=settings.uses_dora,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT asks transformers for a property under the name that it had before.
         warnings.simplefilter("ignore", FutureWarning)
+        # It corrects fan_in_fan_out for GPT-2's layers by itself, and says so.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, config)
@@ -102,6 +86,8 @@ def attach_adapter(
                 where="method.target_modules",
                 remedy="Name linear layers, such as q_proj and v_proj, or write all-linear.",
             ) from error
+        if settings.starts_principal:
+            start_from_principal_part(adapted)
     plan = DropoutPlan(seed)
     if settings.dropout > 0:
         _replace_dropout(adapted, plan)
@@ -110,13 +96,13 @@ def attach_adapter(
 
 def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return a copy of the adapter's weights on the CPU, under the names that PEFT saves them with."""
-    state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(model)
+    state: Mapping[str, torch.Tensor] = as_plain_adapter(model, get_peft_model_state_dict(model))
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def restore_adapter(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put weights that `adapter_tensors` returned back into `model`."""
-    set_peft_model_state_dict(model, dict(tensors))
+    set_peft_model_state_dict(model, from_plain_adapter(model, tensors))
 
 
 def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -125,12 +111,9 @@ def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, torch.Te
         save_file(dict(tensors), folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     except SafetensorError as error:  # its word for a full disk
         raise OSError(errno.EIO, str(error)) from error
-    config = model.peft_config["default"]
-    inference_mode, config.inference_mode = config.inference_mode, True
-    try:
-        config.save_pretrained(str(folder))
-    finally:
-        config.inference_mode = inference_mode
+    config = as_plain_config(model)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:

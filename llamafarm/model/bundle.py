@@ -1,7 +1,7 @@
-"""The `final_model/` folder: a PEFT adapter, its tokenizer, and all else that it takes to use them.
+"""The `final_model/` folder: what was trained, its tokenizer, and all else that it takes to use them.
 
-Stock PEFT loads the adapter and transformers the tokenizer, chat template included; `llamafarm.json` says
-which base it belongs to, where answers end, and how the strategy generates.
+Stock PEFT loads an adapter, transformers a whole model and the tokenizer, chat template included;
+`llamafarm.json` says which base it belongs to, where answers end, and how the strategy generates.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import ModelError
-from llamafarm.model.adapter import write_adapter
 from llamafarm.model.load import Base, find_base, load_tokenizer
 from llamafarm.model.prompt import template_from_source
+from llamafarm.model.quantized import Quantization
+from llamafarm.model.weights import ADAPTER, FULL, Trained, write_weights
 
 BUNDLE_FILE = "llamafarm.json"
 _FORMAT_VERSION = 1
@@ -31,7 +31,8 @@ class Bundle:
     """What `llamafarm.json` holds.
 
     `joiner` stands between an Alpaca row's instruction and its input; `generation` has the strategy's
-    defaults (max_new_tokens, temperature, top_p, top_k, repetition_penalty).
+    defaults (max_new_tokens, temperature, top_p, top_k, repetition_penalty). `kind` is `adapter` or `full`,
+    the whole model; `quantization` is how the base was held while the adapter was trained on it.
     """
 
     base_model: str
@@ -41,14 +42,16 @@ class Bundle:
     max_length: int
     stop_sequences: tuple[str, ...] = ()
     generation: Mapping[str, float | int | None] = field(default_factory=dict)
+    kind: str = ADAPTER
+    quantization: Quantization | None = None
     format_version: int = _FORMAT_VERSION
 
 
 def write_bundle(
-    folder: Path, bundle: Bundle, model: PeftModel, tensors: Mapping[str, torch.Tensor], tokenizer: Any
+    folder: Path, bundle: Bundle, model: Trained, tensors: Mapping[str, torch.Tensor], tokenizer: Any
 ) -> None:
     """Write a final model into the empty folder `folder`."""
-    write_adapter(folder, model, tensors)
+    write_weights(folder, model, tensors)
     tokenizer.save_pretrained(str(folder))
     text = json.dumps(asdict(bundle), indent=2, ensure_ascii=False)
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
@@ -71,9 +74,13 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["stop_sequences"] = tuple(content["stop_sequences"])
+        if content.get("quantization") is not None:
+            content["quantization"] = Quantization(**content["quantization"])
         bundle = Bundle(**content)
         if not (isinstance(bundle.base_model, str) and isinstance(bundle.joiner, str)):
             raise TypeError("base_model or joiner is not a text")
+        if bundle.kind not in (ADAPTER, FULL):
+            raise ValueError(f"kind is {bundle.kind!r}")
         if unknown := set(bundle.generation) ^ _GENERATION_KEYS:
             raise ValueError(f"generation has other keys than it should: {', '.join(sorted(unknown))}")
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -5,7 +5,7 @@ All faults of a strategy are gathered, so that one look at the file mends them a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -26,7 +26,8 @@ class Fault:
 
     problem: str
     where: str
-    remedy: str
+    remedy: str | Callable[[], str]
+    """A function where it takes a search: only the fault that is told in full needs its remedy."""
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:
@@ -41,7 +42,8 @@ def raise_faults(faults: Sequence[Fault]) -> None:
             listed.append(f"and {len(rest) - _MAX_FURTHER} after that")
         noun = "fault" if len(rest) == 1 else "faults"
         problem = f"{problem}; {len(rest)} more {noun}: {'; '.join(listed)}"
-    raise StrategyError(problem, where=first.where, remedy=first.remedy)
+    remedy = first.remedy if isinstance(first.remedy, str) else first.remedy()
+    raise StrategyError(problem, where=first.where, remedy=remedy)
 
 
 def _place(fault: Fault) -> tuple[str, int]:
@@ -52,7 +54,7 @@ def _place(fault: Fault) -> tuple[str, int]:
 def unknown_key(path: tuple[str, ...], origin: Origin, also: tuple[str, ...] = ()) -> Fault:
     """Return the fault of a key that nothing reads."""
     shown = ".".join(show_key(part) for part in path)
-    return Fault(f"unknown key {shown}", origin.where, suggest_for_key(path, also))
+    return Fault(f"unknown key {shown}", origin.where, lambda: suggest_for_key(path, also))
 
 
 def show_value(value: Any) -> str:
@@ -94,6 +96,7 @@ _PATTERNS = {
 _REMEDIES = {
     "both_halves": "Set one of them to false, or leave both out.",
     "empty_stop": "Remove the empty text.",
+    "methods_apart": "Remove one of them.",
     "needs_evaluation": "Set eval_strategy to epoch or steps, or remove the other.",
     "placeholder": 'Write it as in format: "Question: {input}\\nAnswer: {output}".',
     "remote_code": "Remove the line, and use a model whose architecture transformers has itself.",

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
 from llamafarm.errors import OutputError
-from llamafarm.model.adapter import read_adapter, write_adapter
+from llamafarm.model.weights import Trained, read_weights, write_weights
 
 MANIFEST_FILE = "manifest.json"
 
@@ -39,7 +38,7 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    folder: Path, record: CheckpointRecord, model: PeftModel, tensors: Mapping[str, torch.Tensor]
+    folder: Path, record: CheckpointRecord, model: Trained, tensors: Mapping[str, torch.Tensor]
 ) -> Path:
     """Write the checkpoint of a step under `folder` and return where it lies.
 
@@ -50,7 +49,7 @@ def write_checkpoint(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        write_adapter(unfinished, model, tensors)
+        write_weights(unfinished, model, tensors)
         (unfinished / "state.json").write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
         files = sorted(unfinished.iterdir())
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
@@ -71,7 +70,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """Return the adapter's weights of a step's checkpoint.
+    """Return the trained weights of a step's checkpoint.
 
     Raises `OutputError` if it is not there or not what was written.
     """
@@ -87,7 +86,7 @@ def read_checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
             where=str(target),
             remedy="Train again; the other checkpoints in the folder are untouched.",
         )
-    return read_adapter(target)
+    return read_weights(target)
 
 
 def remove_old_checkpoints(folder: Path, *, keep: int, best_step: int) -> None:

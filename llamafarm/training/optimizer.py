@@ -9,10 +9,16 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+_ADAPTER_B = ".lora_B."
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW and its schedule. `warmup_steps`, when above zero, takes the place of `warmup_ratio`."""
+    """AdamW and its schedule. `warmup_steps`, when above zero, takes the place of `warmup_ratio`.
+
+    An adapter's B matrices learn at `loraplus_lr_ratio` times the rate (LoRA+, Hayou et al., 2024,
+    arXiv:2402.12354).
+    """
 
     learning_rate: float
     lr_scheduler_type: str
@@ -22,6 +28,7 @@ class OptimizerSettings:
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
+    loraplus_lr_ratio: float = 1.0
 
 
 def build_optimizer(
@@ -29,15 +36,19 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return AdamW over the trainable parameters, and the schedule for `num_steps` steps.
 
+    The first group's rate is `learning_rate` by that schedule.
+
     Weight decay spares biases and norms (Loshchilov and Hutter, 2019, leave the choice open; this is what
     the field does).
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        ratio = settings.loraplus_lr_ratio if _ADAPTER_B in name else 1.0
+        decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((settings.learning_rate * ratio, decay), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
-        ],
+        [{"params": groups[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(groups)],
         lr=settings.learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,

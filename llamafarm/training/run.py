@@ -1,31 +1,26 @@
-"""The story of a run, top to bottom: prepare, load, attach, loop, choose the best, write the final model."""
+"""The story of a run, top to bottom: prepare, load, loop, choose the best, write the final model."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from llamafarm import terminal
 from llamafarm.errors import OutputError
 from llamafarm.hardware.device import installed_versions
-from llamafarm.kernels.dropout import DropoutPlan
-from llamafarm.model.adapter import AdapterSettings, adapter_tensors, attach_adapter, choose_target_modules
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import packed_attention
-from llamafarm.model.load import load_model
+from llamafarm.model.weights import Trained, form_of, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import Strategy
+from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.prepare import Preparation, prepare
-from llamafarm.training.preparation.rows import Choice
 from llamafarm.training.record import (
     FINAL_MODEL_FOLDER,
     RUN_FILE,
@@ -47,10 +42,10 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     check_output_dir(preparation.output_dir, overwrite=overwrite)
 
     precision = _precision(preparation, strategy)
-    model, dropout_plan = _load_and_attach(preparation, strategy)
+    model, dropout_plan = open_for_training(preparation, strategy)
     show_preparation(preparation)
 
-    with packed_attention(model.get_base_model()):
+    with packed_attention(transformer_of(model)):
         claim_output_dir(preparation.output_dir, overwrite=overwrite)
         session = Session(
             preparation, strategy.training_args, strategy.monitoring, model, dropout_plan, precision
@@ -94,47 +89,7 @@ def _precision(preparation: Preparation, strategy: Strategy) -> Precision:
     return Precision(partial(torch.autocast, kind, dtype), scaler)
 
 
-def _load_and_attach(preparation: Preparation, strategy: Strategy) -> tuple[PeftModel, DropoutPlan]:
-    """Load the base model and attach a new adapter to it."""
-    named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    computed = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    dtype = named.get(strategy.base_model.torch_dtype, computed[preparation.precision.name])
-    device = torch.device(preparation.device.kind)
-    base_model = load_model(preparation.base, dtype=dtype, device=device)
-    num_parameters = base_model.num_parameters()
-    targets: Sequence[str] | str | None = strategy.method.target_modules
-    if targets is None:
-        targets, why = choose_target_modules(base_model, num_parameters)
-        shown = targets if isinstance(targets, str) else ", ".join(targets)
-        preparation.choices.append(Choice("target modules", shown, why))
-    model, dropout_plan = attach_adapter(
-        base_model,
-        AdapterSettings(
-            r=strategy.method.r,
-            alpha=strategy.method.alpha,
-            dropout=strategy.method.dropout,
-            target_modules=targets,
-            bias=strategy.method.bias,
-        ),
-        base_name=preparation.base.source,
-        seed=strategy.environment.seed,
-    )
-    if strategy.hardware.optimization.gradient_checkpointing:
-        with warnings.catch_warnings():
-            # Newer transformers has another name for it, which 5.17 does not know.
-            warnings.simplefilter("ignore", FutureWarning)
-            base_model.gradient_checkpointing_enable({"use_reentrant": False})
-        base_model.enable_input_require_grads()
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    preparation.choices.append(
-        Choice(
-            "adapter", f"LoRA r={strategy.method.r}", f"{num_trained:,} of {num_parameters:,} weights trained"
-        )
-    )
-    return model, dropout_plan
-
-
-def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: PeftModel) -> None:
+def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: Trained) -> None:
     """Write `final_model/` under another name and rename it: it is whole, or not there."""
     strategy = loaded.strategy
     folder = preparation.output_dir / FINAL_MODEL_FOLDER
@@ -148,11 +103,13 @@ def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: 
         max_length=preparation.max_length,
         stop_sequences=strategy.prompt_template.stop_sequences,
         generation=strategy.generation.model_dump(),
+        kind=form_of(model),
+        quantization=quantization_of(preparation.method),
     )
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        write_bundle(unfinished, bundle, model, adapter_tensors(model), preparation.tokenizer)
+        write_bundle(unfinished, bundle, model, trained_weights(model), preparation.tokenizer)
         os.replace(unfinished, folder)
     except OSError as error:
         raise OutputError(

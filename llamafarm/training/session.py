@@ -9,17 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
 from llamafarm import terminal
 from llamafarm.data.pack import Pack, pack_rows
 from llamafarm.evaluation.loss import LossResult, measure_loss
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.kernels.dropout import DropoutPlan
-from llamafarm.model.adapter import adapter_tensors, restore_adapter
 from llamafarm.model.forward import supervised_logits
+from llamafarm.model.weights import Trained, restore_weights, trained_weights
 from llamafarm.planning.packs import choose_pack_tokens
-from llamafarm.strategy.schema import Monitoring, TrainingArgs
+from llamafarm.strategy.schema import Method, Monitoring, TrainingArgs
 from llamafarm.training.checkpoint import (
     CheckpointRecord,
     read_checkpoint,
@@ -59,7 +58,7 @@ class Session:
         preparation: Preparation,
         args: TrainingArgs,
         monitoring: Monitoring,
-        model: PeftModel,
+        model: Trained,
         dropout_plan: DropoutPlan,
         precision: Precision,
     ) -> None:
@@ -78,7 +77,7 @@ class Session:
             args.per_device_eval_batch_size,
         )
         self._optimizer, self._scheduler = build_optimizer(
-            model, _optimizer_settings(args), preparation.plan.num_steps
+            model, _optimizer_settings(args, preparation.method), preparation.plan.num_steps
         )
         self._metrics = MetricsWriter(
             preparation.output_dir,
@@ -136,7 +135,7 @@ class Session:
             best_metric=state.best_metric if state.best_step else None,
             best_step=state.best_step,
         )
-        write_checkpoint(self._checkpoints, record, self._model, adapter_tensors(self._model))
+        write_checkpoint(self._checkpoints, record, self._model, trained_weights(self._model))
         remove_old_checkpoints(self._checkpoints, keep=self._save_total_limit, best_step=state.best_step)
 
     def record(self, record: StepRecord, state: LoopState) -> None:
@@ -176,7 +175,7 @@ class Session:
         if plan.saves_best and state.best_step:
             chosen_step = state.best_step
             if chosen_step != state.step:
-                restore_adapter(self._model, read_checkpoint(self._checkpoints, chosen_step))
+                restore_weights(self._model, read_checkpoint(self._checkpoints, chosen_step))
             terminal.say(f"the final model is that of step {chosen_step}, the best {plan.metric}")
         if state.stopped_early:
             terminal.say(f"stopped at step {state.step}: {plan.metric} no longer got better")
@@ -209,7 +208,7 @@ class Session:
         return ", ".join(numbers) + more
 
 
-def _optimizer_settings(args: TrainingArgs) -> OptimizerSettings:
+def _optimizer_settings(args: TrainingArgs, method: Method) -> OptimizerSettings:
     return OptimizerSettings(
         learning_rate=args.learning_rate,
         lr_scheduler_type=args.lr_scheduler_type,
@@ -219,4 +218,5 @@ def _optimizer_settings(args: TrainingArgs) -> OptimizerSettings:
         adam_beta1=args.adam_beta1,
         adam_beta2=args.adam_beta2,
         adam_epsilon=args.adam_epsilon,
+        loraplus_lr_ratio=method.loraplus_lr_ratio or 1.0,
     )

@@ -64,7 +64,7 @@ def test_the_adapter_changes_the_answer_and_can_be_lifted_off(final_model: Path,
     assert not base.is_tuned
     expected, tuned_answer = answer_of(base), answer_of(tuned)
     assert tuned_answer.text != expected.text
-    with tuned.without_adapter():
+    with tuned.base_beside():
         assert answer_of(tuned) == expected
     assert answer_of(tuned) == tuned_answer
     lifted = tuned.as_base()
@@ -76,7 +76,7 @@ def test_the_adapter_changes_the_answer_and_can_be_lifted_off(final_model: Path,
 def test_a_base_is_its_own_base(opened: OpenModel) -> None:
     assert opened.as_base() is opened
     assert opened.transformer is opened.model
-    with opened.without_adapter():
+    with opened.base_beside():
         assert not opened.is_tuned
 
 

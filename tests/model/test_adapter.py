@@ -14,16 +14,15 @@ from transformers import PreTrainedModel
 from llamafarm.errors import ModelError
 from llamafarm.kernels.dropout import RowDropout
 from llamafarm.model.adapter import (
-    ALL_LINEAR,
     AdapterSettings,
     adapter_tensors,
     attach_adapter,
-    choose_target_modules,
     load_adapter,
     read_adapter,
     restore_adapter,
     write_adapter,
 )
+from llamafarm.model.targets import ALL_LINEAR
 
 Fresh = Callable[[], PreTrainedModel]
 Logits = Callable[[torch.nn.Module], torch.Tensor]
@@ -138,34 +137,6 @@ def test_dropout_works_in_training_and_rests_in_evaluation(
     plan.enter_pack(1, [0], [20])
     torch.testing.assert_close(logits_of(adapted.eval()), logits_of(tuned))
     assert (logits_of(adapted.train()) - logits_of(tuned)).abs().max() > 0.01
-
-
-@pytest.mark.parametrize(
-    ("billions", "expected"),
-    [
-        (0.13, ("q_proj", "v_proj")),
-        (0.999, ("q_proj", "v_proj")),
-        (1.0, ("q_proj", "v_proj", "k_proj", "o_proj")),
-        (2.9, ("q_proj", "v_proj", "k_proj", "o_proj")),
-        (3.0, ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj")),
-        (6.9, ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj")),
-        (7.0, ALL_LINEAR),
-        (70.0, ALL_LINEAR),
-    ],
-)
-def test_target_modules_follow_the_guides_table(
-    fresh_model: Fresh, billions: float, expected: tuple[str, ...] | str
-) -> None:
-    chosen, why = choose_target_modules(fresh_model(), int(billions * 1e9))
-    assert chosen == expected
-    assert "guide" in why
-
-
-def test_an_architecture_with_other_names_gets_all_its_linear_layers() -> None:
-    model = torch.nn.ModuleDict({"query_key_value": torch.nn.Linear(2, 2)})
-    chosen, why = choose_target_modules(model, 1_000_000)
-    assert chosen == ALL_LINEAR
-    assert "q_proj" in why
 
 
 def test_stock_peft_loads_what_is_written(

@@ -94,7 +94,7 @@ def test_an_interrupted_write_leaves_no_checkpoint_and_the_next_one_succeeds(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_adapter", interrupt)
+        patch.setattr(checkpoint, "write_weights", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write(2)
     assert not checkpoint_folder(tmp_path, 2).exists()
@@ -112,7 +112,7 @@ def test_an_interrupted_rewrite_of_a_step_leaves_the_old_one(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "write_adapter", interrupt)
+    monkeypatch.setattr(checkpoint, "write_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write(1, 0.75)
     assert all((tensor == 0.5).all() for tensor in read_checkpoint(tmp_path, 1).values())
@@ -124,7 +124,7 @@ def test_a_full_disk_is_an_error_for_people(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_adapter", fail)
+    monkeypatch.setattr(checkpoint, "write_weights", fail)
     with pytest.raises(OutputError, match="No space left on device") as caught:
         write(2)
     assert caught.value.where == str(tmp_path / "step-00000002")

@@ -31,7 +31,7 @@ from transformers import (
 
 from llamafarm.model.adapter import adapter_tensors, attach_adapter
 from llamafarm.strategy.load import load_strategy
-from llamafarm.training import run, session
+from llamafarm.training import methods, run, session
 from llamafarm.training.loop import order_of_epoch
 
 NUM_STEPS = 30
@@ -255,7 +255,7 @@ def train(
             initial.update(adapter_tensors(model))
             return model, plan
 
-        monkeypatch.setattr(run, "attach_adapter", attach)
+        monkeypatch.setattr(methods, "attach_adapter", attach)
         monkeypatch.setattr(session, "choose_pack_tokens", lambda kind: pack_tokens)
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         text = dedent(STRATEGY).format(

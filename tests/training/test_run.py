@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamafarm.errors import NonFiniteError, OutputError
 from llamafarm.evaluation.loss import LossResult
-from llamafarm.model.adapter import choose_target_modules
+from llamafarm.model.targets import choose_target_modules
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run, session
 from llamafarm.training.run import run_training

@@ -15,14 +15,15 @@ import torch
 from llamafarm.data.encode import EncodedRow, encode_conversations
 from llamafarm.data.records import DataFile
 from llamafarm.data.template import ChatTemplate
-from llamafarm.errors import DataError, StrategyError
+from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, PrecisionChoice, choose_precision, find_device
 from llamafarm.model.hub import ModelSource, find_source
 from llamafarm.model.load import Base, find_base, load_config, load_model, load_tokenizer, tokenize_with
 from llamafarm.model.prompt import build_template
 from llamafarm.strategy.load import LoadedStrategy
-from llamafarm.strategy.schema import EpochRange, Strategy, TrainingArgs
+from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs
 from llamafarm.training.loop import Every, LoopPlan
+from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.rows import Choice, Limits, read_files, settle_rows, wants_evaluation
 
 
@@ -36,6 +37,7 @@ class Preparation:
     template: ChatTemplate
     device: Device
     precision: PrecisionChoice
+    method: Method
     train_rows: list[EncodedRow]
     eval_rows: list[EncodedRow]
     data_files: list[DataFile]
@@ -53,9 +55,8 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     where that is given, so that nothing stays.
     """
     strategy = loaded.strategy
-    _check_supported(loaded)
     choices: list[Choice] = []
-    warnings: list[str] = []
+    warnings: list[str] = check_method(loaded)
 
     device = find_device(strategy.hardware.device)
     choices.append(Choice("device", device.description, device.why))
@@ -65,6 +66,8 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     source = find_source(base.source, base.cache_dir)
     if scratch_dir is not None and not source.is_local:
         base = replace(base, cache_dir=str(scratch_dir))
+
+    method = prepare_method(strategy.method, base, device, choices, memory_is_short=False)
 
     files = read_files(loaded)
     train, evaluation = settle_rows(loaded, files, choices, warnings)
@@ -97,6 +100,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         template=template,
         device=device,
         precision=precision,
+        method=method,
         train_rows=train_rows,
         eval_rows=eval_rows,
         data_files=files,
@@ -173,16 +177,6 @@ def _saving_rhythm(args: TrainingArgs, evaluate_every: Every | None) -> Every | 
         return evaluate_every or Every(None)
     when = args.save_strategy or "steps"
     return {"no": None, "epoch": Every(None), "steps": Every(args.save_steps or 500)}[when]
-
-
-def _check_supported(loaded: LoadedStrategy) -> None:
-    method = loaded.strategy.method.type
-    if method != "lora":
-        raise StrategyError(
-            f"method.type {method} cannot be trained by this version, only lora",
-            where=str(loaded.origins["method.type"]),
-            remedy="Write type: lora.",
-        )
 
 
 def _settle_precision(strategy: Strategy, device: Device) -> PrecisionChoice:

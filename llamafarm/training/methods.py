@@ -1,0 +1,142 @@
+"""What each method loads and trains: the base model with an adapter on it, or all of its weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from llamafarm.kernels.dropout import DropoutPlan
+from llamafarm.model.adapter import AdapterSettings, attach_adapter
+from llamafarm.model.full import train_all_weights
+from llamafarm.model.load import load_model
+from llamafarm.model.quantized import Quantization, load_quantized_model
+from llamafarm.model.targets import choose_target_modules
+from llamafarm.model.weights import Trained, transformer_of
+from llamafarm.strategy.schema import Method, Strategy
+from llamafarm.training.preparation.prepare import Preparation
+from llamafarm.training.preparation.rows import Choice
+
+_NAMED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_COMPUTED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def open_for_training(preparation: Preparation, strategy: Strategy) -> tuple[Trained, DropoutPlan]:
+    """Load the base model and make it ready to be trained by the method of the run; choices are added to.
+
+    Raises `ModelError` if the model or its modules cannot be had, `MachineError` if bitsandbytes cannot.
+    """
+    open_with_method = _METHODS[preparation.method.type]
+    model, dropout_plan = open_with_method(preparation, strategy)
+    if strategy.hardware.optimization.gradient_checkpointing:
+        _checkpoint_gradients(transformer_of(model))
+    return model, dropout_plan
+
+
+def quantization_of(method: Method) -> Quantization | None:
+    """Return how a method holds its base model in 4 bits; None if it does not."""
+    if method.type != "qlora":
+        return None
+    return Quantization(method.bnb_4bit_quant_type, method.bnb_4bit_use_double_quant)
+
+
+def _open_lora(preparation: Preparation, strategy: Strategy) -> tuple[Trained, DropoutPlan]:
+    base_model = load_model(
+        preparation.base, dtype=_frozen_dtype(preparation, strategy), device=_device(preparation)
+    )
+    return _attach(base_model, preparation, strategy)
+
+
+def _open_qlora(preparation: Preparation, strategy: Strategy) -> tuple[Trained, DropoutPlan]:
+    quantization = quantization_of(preparation.method)
+    assert quantization is not None
+    base_model = load_quantized_model(
+        preparation.base,
+        quantization,
+        dtype=_frozen_dtype(preparation, strategy),
+        compute_dtype=_COMPUTED[preparation.precision.name],
+        device=_device(preparation),
+    )
+    num_bytes = base_model.get_memory_footprint()
+    shown = f"{quantization.quant_type}, {num_bytes / 2**20:,.1f} MiB"
+    preparation.choices.append(Choice("base weights", shown, "qlora holds linear layers in 4 bits"))
+    return _attach(base_model, preparation, strategy)
+
+
+def _open_full(preparation: Preparation, _: Strategy) -> tuple[Trained, DropoutPlan]:
+    model = load_model(preparation.base, dtype=torch.float32, device=_device(preparation))
+    train_all_weights(model)
+    shown = f"all {model.num_parameters():,} of them, in fp32"
+    preparation.choices.append(Choice("trained weights", shown, "full_finetune; they are saved in fp32, too"))
+    return model, DropoutPlan(preparation.plan.seed)  # an adapter's dropout has no layer to go to here
+
+
+_METHODS: dict[str, Callable[[Preparation, Strategy], tuple[Trained, DropoutPlan]]] = {
+    "lora": _open_lora,
+    "qlora": _open_qlora,
+    "full_finetune": _open_full,
+}
+
+
+def _attach(
+    base_model: PreTrainedModel, preparation: Preparation, strategy: Strategy
+) -> tuple[Trained, DropoutPlan]:
+    """Attach the adapter that the method describes, and say what it is."""
+    method = preparation.method
+    assert method.r != "auto" and method.alpha != "auto" and method.dropout != "auto"
+    num_parameters = base_model.num_parameters()
+    targets: Sequence[str] | str | None = method.target_modules
+    if targets is None:
+        targets, why = choose_target_modules(base_model, num_parameters)
+        shown = targets if isinstance(targets, str) else ", ".join(targets)
+        preparation.choices.append(Choice("target modules", shown, why))
+    model, dropout_plan = attach_adapter(
+        base_model,
+        AdapterSettings(
+            r=method.r,
+            alpha=method.alpha,
+            dropout=method.dropout,
+            target_modules=targets,
+            bias=method.bias,
+            uses_rslora=method.use_rslora,
+            uses_dora=method.use_dora,
+            starts_principal=method.init_lora_weights == "pissa",
+        ),
+        base_name=preparation.base.source,
+        seed=strategy.environment.seed,
+    )
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    preparation.choices.append(
+        Choice("adapter", _name(method), f"{num_trained:,} of {num_parameters:,} weights trained")
+    )
+    return model, dropout_plan
+
+
+def _name(method: Method) -> str:
+    """Return what kind of adapter a method trains, in a few words."""
+    variants = {
+        "rsLoRA": method.use_rslora,
+        "DoRA": method.use_dora,
+        "PiSSA": method.init_lora_weights == "pissa",
+        f"LoRA+ x{method.loraplus_lr_ratio}": method.loraplus_lr_ratio is not None,
+    }
+    chosen = [name for name, is_used in variants.items() if is_used]
+    return f"{', '.join(chosen) or 'LoRA'} r={method.r}"
+
+
+def _frozen_dtype(preparation: Preparation, strategy: Strategy) -> torch.dtype:
+    return _NAMED.get(strategy.base_model.torch_dtype, _COMPUTED[preparation.precision.name])
+
+
+def _device(preparation: Preparation) -> torch.device:
+    return torch.device(preparation.device.kind)
+
+
+def _checkpoint_gradients(transformer: PreTrainedModel) -> None:
+    with warnings.catch_warnings():
+        # Newer transformers has another name for it, which 5.17 does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    transformer.enable_input_require_grads()

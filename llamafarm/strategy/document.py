@@ -1,8 +1,8 @@
 """Read YAML into a tree whose every value knows where it was written.
 
 ruamel.yaml parses; the tree is built here from its events, because that is where a key's line, a repeated
-key, an alias and the depth are still to be seen. Scalars follow YAML 1.2, in which `no` is a word and `2e-4`
-a number. `layout.py` works on the trees.
+key, an alias and the depth are still to be seen. `scalars.py` says what a value is; `layout.py` works on the
+trees.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
     SequenceStartEvent,
 )
+from ruamel.yaml.reader import ReaderError
 
 from llamafarm.errors import StrategyError
+from llamafarm.strategy.scalars import Scalar, resolve_scalar
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
+"""Far above any strategy file; the parser takes up to 4 s for a megabyte even of plain text."""
+MAX_VALUES = 10_000
+"""Keys count too. The parser takes about 0.1 ms for each: any file is read, or refused, within seconds."""
 MAX_DEPTH = 30
 
 
@@ -44,9 +49,6 @@ class Origin:
     def __str__(self) -> str:
         """Return both in a line, such as `strategy file demos/strategies.yaml:14`."""
         return f"{self.kind} {self.where}".rstrip()
-
-
-Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,11 @@ def parse_document(text: str, kind: str, shown_path: str) -> Node:
     except StrategyError:
         raise
     except MarkedYAMLError as fault:
-        mark = fault.problem_mark or fault.context_mark
-        line = 1 if mark is None else mark.line + 1
-        raise _syntax_fault(text, line, str(fault.problem or fault.context), shown_path) from None
+        raise _syntax_fault(text, fault, builder, shown_path) from None
+    except ReaderError as fault:  # raised before the first event: the whole text is looked through
+        line = len(_LINE_END.split(text[: fault.position]))
+        problem = f"the strategy file has the character U+{fault.character:04X}, which no text has"
+        raise _refusal(problem, f"{shown_path}:{line}", "Remove it.") from None
     except Exception as fault:
         # A parser fed with any bytes at all: ruamel lets ValueError, IndexError and others through.
         reason = next(iter(str(fault).splitlines()), "it cannot be read")
@@ -143,6 +147,10 @@ class _Builder:
 
     def __init__(self, kind: str, shown_path: str) -> None:
         self.line = 1
+        self.quote_lines = (0, 0)
+        """First and last line of the last quoted text that goes over several."""
+        self._num_values = 0
+        self._keys = ["the file"]
         self._kind = kind
         self._shown_path = shown_path
         self._events: Iterator[Event] = iter(())
@@ -169,6 +177,9 @@ class _Builder:
         event = next(self._events, None)
         if event is not None and event.start_mark is not None:
             self.line = event.start_mark.line + 1
+            if isinstance(event, ScalarEvent) and event.style in ("'", '"') and event.end_mark is not None:
+                last_line = event.end_mark.line + 1
+                self.quote_lines = (self.line, last_line) if last_line > self.line else self.quote_lines
         return event
 
     def _origin(self) -> Origin:
@@ -177,21 +188,38 @@ class _Builder:
     def _refuse(self, problem: str, remedy: str) -> StrategyError:
         return _refusal(problem, f"{self._shown_path}:{self.line}", remedy)
 
+    def _refuse_tag(self, tag: object) -> StrategyError:
+        problem = f"{self._holder} uses the YAML tag {show_key(str(tag))}; strategies may not"
+        return self._refuse(problem, "Remove it.")
+
+    def _count(self) -> None:
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            problem = f"the strategy file has more than {MAX_VALUES} keys and values"
+            raise self._refuse(problem, "Name a strategy file; is this one data?")
+
+    @property
+    def _holder(self) -> str:
+        """The key that holds what is read now; the outermost where the keys are nested without an end."""
+        return show_key(self._keys[-1] if len(self._keys) < MAX_DEPTH else self._keys[1])
+
     def _node(self, event: Event | None, origin: Origin, depth: int) -> Node:
-        if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
-            name = ("*" if isinstance(event, AliasEvent) else "&") + str(getattr(event, "anchor", ""))
+        is_alias, anchor = isinstance(event, AliasEvent), getattr(event, "anchor", None)
+        if is_alias or anchor:
+            name = f"{'*' if is_alias else '&'}{show_key(str(anchor))}"
             raise self._refuse(
-                f"the file uses a YAML alias or anchor ({name}), which strategies may not",
+                f"{self._holder} uses a YAML alias or anchor ({name}), which strategies may not",
                 "Write the values out, or let the strategy `extends:` another.",
             )
         if depth > MAX_DEPTH:
-            problem = f"the file is nested more than {MAX_DEPTH} deep"
+            problem = f"{self._holder} is nested more than {MAX_DEPTH} deep"
             raise self._refuse(problem, "Check brackets and indents.")
+        self._count()
         if isinstance(event, ScalarEvent):
             return Node(self._scalar(event), origin)
         tag = getattr(event, "tag", None)
         if tag not in (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-            raise self._refuse(f"the file uses the YAML tag {tag}; strategies may not", "Remove it.")
+            raise self._refuse_tag(tag)
         if isinstance(event, MappingStartEvent):
             return Node(self._mapping(depth), origin)
         return Node(self._sequence(depth), origin)
@@ -208,7 +236,10 @@ class _Builder:
                     f"the key {show_key(key)} is there twice, first in line {first_line}",
                     "Remove one of the two.",
                 )
+            self._count()
+            self._keys.append(key)
             entries[key] = self._node(self._next(), origin, depth + 1)
+            self._keys.pop()
         return entries
 
     def _sequence(self, depth: int) -> list[Node]:
@@ -221,9 +252,9 @@ class _Builder:
         text = self._checked(str(event.value))
         tag = getattr(event, "tag", None)
         if tag in (None, "!") and event.implicit[0] and event.style is None:
-            return _resolve_scalar(text)
+            return resolve_scalar(text)
         if tag not in (None, "!", "tag:yaml.org,2002:str"):
-            raise self._refuse(f"the file uses the YAML tag {tag}; strategies may not", "Remove it.")
+            raise self._refuse_tag(tag)
         return text
 
     def _checked(self, text: str) -> str:
@@ -232,27 +263,7 @@ class _Builder:
         return text
 
 
-_INT = re.compile(r"[-+]?[0-9]{1,18}|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS: dict[str, Scalar] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-}
-
-
-def _resolve_scalar(text: str) -> Scalar:
-    """Tell what an unquoted scalar is, by the core schema of YAML 1.2."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INT.fullmatch(text):
-        return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    return text
+_LINE_END = re.compile(r"\r\n?|\n")
 
 
 def show_key(key: str) -> str:
@@ -261,8 +272,20 @@ def show_key(key: str) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def _syntax_fault(text: str, line: int, problem: str, shown_path: str) -> StrategyError:
-    lines = text.split("\n")
+def _syntax_fault(text: str, fault: MarkedYAMLError, builder: _Builder, shown_path: str) -> StrategyError:
+    problem, context = str(fault.problem or fault.context), str(fault.context)
+    mark = fault.problem_mark or fault.context_mark
+    line = 1 if mark is None else mark.line + 1
+    lines = _LINE_END.split(text)
+    # What is left open is noticed where something else begins, or at the end of the file: say where it opens.
+    if fault.context_mark is not None:
+        first_line = fault.context_mark.line + 1
+        # A list that is written over several lines ends its first in a bracket or comma.
+        is_flow = "flow" in context and lines[first_line - 1].rstrip()[-1:] not in ("[", "{", ",")
+        if first_line < line and (is_flow or "quoted scalar" in context or "simple key" in context):
+            problem, line = f"{problem} (noticed in line {line})", first_line
+    if line == builder.quote_lines[1]:
+        problem, line = f"the quoted text that opens here ends in line {line}", builder.quote_lines[0]
     written = lines[line - 1] if line <= len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())]:
         problem = "the file is indented with a tab, and YAML takes only spaces"

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from llamafarm.errors import DataError, StrategyError
+from llamafarm.errors import StrategyError
 from llamafarm.strategy import layout
 from llamafarm.strategy.document import Node, Origin, parse_value, read_document, show_key
 from llamafarm.strategy.faults import Fault, describe_errors, raise_faults, show_value
+from llamafarm.strategy.loaded import LoadedStrategy, resolve_path
 from llamafarm.strategy.schema import Strategy, walk_leaves
 
 __all__ = [
@@ -32,21 +34,9 @@ __all__ = [
 SEARCHED_FILES = (Path("strategies.yaml"), Path("demos/strategies.yaml"))
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 DEFAULT = Origin("default", "")
-
-
-@dataclass(frozen=True)
-class LoadedStrategy:
-    """A resolved strategy and where everything in it came from."""
-
-    key: str
-    """Its name in the file."""
-    strategy: Strategy
-    file: Path | None
-    """The file that it stands in; None for a preset of the package."""
-    origins: Mapping[str, Origin]
-    """By dotted path, such as `training_args.learning_rate`: every setting's origin."""
-    own_train_file: str | None = None
-    """`dataset.train_file` before the command line replaced it; `resolve_path` looks in its folder too."""
+MAX_ANCESTORS = 30
+"""Strategies that one may extend, each the next."""
+_MAX_LISTED = 30
 
 
 class Override(NamedTuple):
@@ -128,44 +118,6 @@ def list_strategies(file: Path | None = None) -> list[StrategySummary]:
     return list(found.values())
 
 
-def resolve_path(path: str, loaded: LoadedStrategy) -> Path:
-    """Return the file or folder that a path from a strategy or the command line means.
-
-    A relative one is tried against the working directory, the strategy file's folder and the folder of the
-    strategy's own `dataset.train_file`. Raises DataError, naming the places, if it is in none.
-    """
-    try:
-        given = Path(path).expanduser()
-    except RuntimeError:  # a home folder that cannot be told
-        given = Path(path)
-    folders = [Path()]
-    if loaded.file is not None:
-        folders.append(loaded.file.parent)
-    if loaded.own_train_file is not None and not given.is_absolute():
-        folders += [folder / Path(loaded.own_train_file).parent for folder in tuple(folders)]
-    tried = list(dict.fromkeys(folder / given for folder in folders))
-    for candidate in tried:
-        if _exists(candidate):
-            return candidate
-    raise DataError(
-        f"{show_key(path)} does not exist",
-        where=f"tried {', '.join(_show(candidate) for candidate in tried)}",
-        remedy="Give a path that exists from the working directory, or an absolute one.",
-    )
-
-
-def _show(path: Path) -> str:
-    shown = str(path.absolute())
-    return shown if shown.isprintable() else repr(shown)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, a null character, a folder closed to us
-        return False
-
-
 def _searched(file: Path | None) -> Iterator[dict[str, _Entry]]:
     """Yield the strategies of each place in the order of search; a file is read only when it is reached."""
     if file is not None:
@@ -204,7 +156,7 @@ def _find_entry(key: str | None, file: Path | None) -> _Entry:
         if key is None:
             break
     place = str(file) if file is not None else f"{', '.join(map(str, SEARCHED_FILES))} and the presets"
-    available = ", ".join(map(show_key, names)) or "none"
+    available = _list_names(names)
     if key is None:
         raise StrategyError(
             f"no strategy was named, and there is not exactly one: {available}",
@@ -218,10 +170,20 @@ def _find_entry(key: str | None, file: Path | None) -> _Entry:
     )
 
 
+def _list_names(names: Sequence[str]) -> str:
+    listed = ", ".join(map(show_key, names[:_MAX_LISTED])) or "none"
+    return listed if len(names) <= _MAX_LISTED else f"{listed} and {len(names) - _MAX_LISTED} more"
+
+
 def _merge_parents(entry: _Entry, faults: list[Fault]) -> Node:
     """Return the flat tree of a strategy over that of the one it extends, and so on up."""
     chain = [entry]
-    while (parent := _parent_of(chain[-1])) is not None:
+
+    @cache
+    def read_places(file: Path, is_preset: bool) -> tuple[dict[str, _Entry], dict[str, _Entry]]:
+        return _read_entries(file, is_preset=is_preset), _read_presets()
+
+    while (parent := _parent_of(chain[-1], read_places)) is not None:
         if any((parent.file, parent.key) == (child.file, child.key) for child in chain):
             names = " -> ".join(show_key(child.key) for child in (*chain, parent))
             raise StrategyError(
@@ -230,6 +192,12 @@ def _merge_parents(entry: _Entry, faults: list[Fault]) -> Node:
                 remedy="Remove one `extends:` of the circle.",
             )
         chain.append(parent)
+        if len(chain) > MAX_ANCESTORS + 1:
+            raise StrategyError(
+                f"{show_key(entry.key)} extends strategies over more than {MAX_ANCESTORS} steps",
+                where=_extends(entry).origin.where,
+                remedy="Let it extend a strategy nearer to the end of that chain.",
+            )
     tree = layout.flatten(chain[-1].node, faults)
     for child in reversed(chain[:-1]):
         tree = layout.merge(tree, layout.flatten(child.node, faults))
@@ -241,7 +209,9 @@ def _extends(entry: _Entry) -> Node:
     return value.get("extends", Node(None, entry.node.origin)) if isinstance(value, dict) else entry.node
 
 
-def _parent_of(entry: _Entry) -> _Entry | None:
+def _parent_of(
+    entry: _Entry, read_places: Callable[[Path, bool], Sequence[dict[str, _Entry]]]
+) -> _Entry | None:
     """Return the strategy that `extends:` names: one of the same file, else a preset."""
     named = _extends(entry)
     if named.value is None:
@@ -253,7 +223,7 @@ def _parent_of(entry: _Entry) -> _Entry | None:
             remedy="Write one name.",
         )
     names: list[str] = []
-    for entries in (_read_entries(entry.file, is_preset=entry.is_preset), _read_presets()):
+    for entries in read_places(entry.file, entry.is_preset):
         if named.value in entries:
             return entries[named.value]
         names += entries
@@ -261,7 +231,7 @@ def _parent_of(entry: _Entry) -> _Entry | None:
     raise StrategyError(
         f"extends names the strategy {show_key(named.value)}, which is not there",
         where=named.origin.where,
-        remedy=f"Did you mean {near[0]}?" if near else f"There are: {', '.join(map(show_key, names))}.",
+        remedy=f"Did you mean {near[0]}?" if near else f"There are: {_list_names(names)}.",
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from llamafarm.errors import StrategyError
+from llamafarm.strategy import faults
 from llamafarm.strategy.schema import Section, Strategy
-from llamafarm.strategy.spelling import FOREIGN, MOVED, NEEDLESS, all_paths
+from llamafarm.strategy.spelling import FOREIGN, MOVED, NEEDLESS, all_paths, suggest_for_key
 
 Refuse = Callable[..., StrategyError]
 
@@ -125,6 +126,20 @@ def test_all_faults_are_told_at_once_in_the_files_order(refused: Refuse) -> None
 def test_a_list_of_many_faults_is_cut(refused: Refuse) -> None:
     error = refused("s:\n" + "".join(f"  zz{number}: 1\n" for number in range(30)))
     assert "29 more faults" in error.problem and "and 21 after that" in error.problem
+
+
+def test_only_the_fault_told_in_full_looks_for_its_remedy(
+    refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for: list[str] = []
+
+    def suggest(path: tuple[str, ...], also: tuple[str, ...] = ()) -> str:
+        looked_for.append(path[-1])
+        return suggest_for_key(path, also)
+
+    monkeypatch.setattr(faults, "suggest_for_key", suggest)
+    refused("s:\n" + "".join(f"  zz{number}: 1\n" for number in range(30)))
+    assert looked_for == ["zz0"]
 
 
 def test_a_strange_key_does_not_break_the_three_lines(refused: Refuse) -> None:

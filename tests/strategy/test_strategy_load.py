@@ -11,7 +11,9 @@ import pytest
 
 from llamafarm.errors import DataError, StrategyError
 from llamafarm.strategy import load
+from llamafarm.strategy.document import Node, read_document
 from llamafarm.strategy.load import (
+    MAX_ANCESTORS,
     LoadedStrategy,
     Origin,
     Override,
@@ -112,6 +114,29 @@ def test_circles_are_refused(refused: Refuse) -> None:
     assert "s -> s" in refused("s: {extends: s}").problem
 
 
+def test_a_chain_of_extends_has_an_end(loaded: Load, refused: Refuse) -> None:
+    def chain(num_steps: int) -> str:
+        steps = [f"s{number}: {{extends: s{number + 1}}}\n" for number in range(num_steps)]
+        return "".join(steps) + f"s{num_steps}: {{name: last}}\n"
+
+    assert loaded(chain(MAX_ANCESTORS), "s0").strategy.name == "last"
+    error = refused(chain(MAX_ANCESTORS + 1), "s0")
+    assert error.where == "f.yaml:1" and "s0 extends" in error.problem
+
+
+def test_a_chain_of_extends_reads_its_file_once(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[Path] = []
+
+    def read(path: Path, *options: str) -> Node:
+        paths.append(path)
+        return read_document(path, *options)
+
+    monkeypatch.setattr(load, "read_document", read)
+    loaded("s: {extends: t}\nt: {extends: u}\nu: {extends: v}\nv: {name: last}\n")
+    # Once to find the strategy, and once for all its parents.
+    assert len(paths) == 2
+
+
 @pytest.mark.parametrize(
     ("extends", "problem"), [("[a]", "must be the name"), ("bas", "strategy bas, which is not there")]
 )
@@ -130,6 +155,8 @@ def test_an_unknown_strategy_names_those_there_are(refused: Refuse) -> None:
     assert error.problem == "there is no strategy demo_on"
     assert error.where == "f.yaml"
     assert error.remedy == "Did you mean demo_one? There are: demo_one, demo_two."
+    many = refused("".join(f"s{number}: {{}}\n" for number in range(300)), "demo")
+    assert many.remedy.endswith("and 270 more.")
 
 
 def test_a_single_strategy_needs_no_name(loaded: Load, refused: Refuse) -> None:

@@ -14,6 +14,7 @@ from llamafarm.errors import StrategyError
 from llamafarm.strategy.document import (
     MAX_BYTES,
     MAX_DEPTH,
+    MAX_VALUES,
     Node,
     Origin,
     parse_document,
@@ -95,12 +96,22 @@ def test_a_repeated_key_names_both_lines() -> None:
 @pytest.mark.parametrize(
     ("text", "words", "where"),
     [
-        ("a: &x 1\n", "anchor (&x)", "s.yaml:1"),
-        ("a: 1\nb: *x\n", "alias", "s.yaml:2"),
+        ("a: &x 1\n", "a uses a YAML alias or anchor (&x)", "s.yaml:1"),
+        ("a: 1\nb: *x\n", "b uses a YAML alias or anchor (*x)", "s.yaml:2"),
         ("a:\n  &k b: 1\n", "key is not plain text", "s.yaml:2"),
         ("a:\n\tb: 1\n", "tab", "s.yaml:2"),
-        ("a: 1\nb: [1\n", "not YAML", "s.yaml:3"),
-        ("a: !!python/object:os.system 1\n", "tag", "s.yaml:1"),
+        ("a: 1\nb: [1\n", "not YAML", "s.yaml:2"),
+        ("a: 1\nb: [1\n\nc:\n  d: [2]\n", "not YAML", "s.yaml:2"),
+        ("a: [\n  b,\n  c: {d\n", "not YAML", "s.yaml:3"),
+        ("a: 1\nb: {c: 1\n\n\nd: 2\n", "not YAML", "s.yaml:2"),
+        ("a: 1\nb: 'x\nc: 2\nd: 3\n", "not YAML", "s.yaml:2"),
+        ('a: 1\nb: "x\nc: 2\n\nd: "y"\ne: 3\n', "opens here ends in line 5", "s.yaml:2"),
+        ("a: 1\nb 2\n\n# x\nc: 3\n", "could not find expected ':'", "s.yaml:2"),
+        (
+            "a: !!python/object:os.system 1\n",
+            "a uses the YAML tag tag:yaml.org,2002:python/object",
+            "s.yaml:1",
+        ),
         ("a: !custom {b: 1}\n", "tag", "s.yaml:1"),
         ("a: !!int 1\n", "tag", "s.yaml:1"),
         ("a: 1\n---\nb: 1\n", "more than one YAML document", "s.yaml:2"),
@@ -109,8 +120,9 @@ def test_a_repeated_key_names_both_lines() -> None:
         ("null\n", "empty", "s.yaml"),
         ("? [a]\n: 1\n", "key is not plain text", "s.yaml:1"),
         ('a: "\\ud800"\n', "surrogate", "s.yaml:1"),
-        ("a: \x07\n", "not YAML", "s.yaml:1"),
-        ("a: 'x\n", "not YAML", "s.yaml:"),
+        ("a: 1\r\nb: 2\rc: \x07\n", "U+0007", "s.yaml:3"),
+        ("a: 1\nb: \0\n", "U+0000", "s.yaml:2"),
+        ("a: 'x\n", "not YAML", "s.yaml:1"),
     ],
 )
 def test_what_a_strategy_has_no_use_for_is_refused_with_its_line(text: str, words: str, where: str) -> None:
@@ -124,6 +136,19 @@ def test_depth_is_bounded() -> None:
     parse("a: " + "[" * (MAX_DEPTH - 2) + "]" * (MAX_DEPTH - 2))
     assert "deep" in refusal_of("a: " + "[" * 5000).problem
     assert "deep" in refusal_of("a: " + "{b: " * 5000).problem
+    assert refusal_of("s:\n  a: " + "[" * 5000).problem == f"a is nested more than {MAX_DEPTH} deep"
+
+
+def test_the_number_of_values_is_bounded() -> None:
+    # A megabyte of such text takes the parser 40 s.
+    parse("a: [" + "1," * (MAX_VALUES - 4) + "]")
+    assert "more than" in refusal_of("a: [" + "1," * MAX_VALUES + "]").problem
+    assert "more than" in refusal_of("".join(f"k{number}:\n" for number in range(MAX_VALUES))).problem
+
+
+def test_a_long_anchor_or_tag_is_cut_in_the_message() -> None:
+    assert len(refusal_of("a: &" + "x" * 5000).problem) < 200
+    assert len(refusal_of("a: !" + "x" * 5000 + " 1").problem) < 200
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

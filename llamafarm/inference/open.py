@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llamafarm import terminal
 from llamafarm.data.template import ChatTemplate
 from llamafarm.inference.generate import Answerer, GenerationSettings
-from llamafarm.model.adapter import load_adapter
+from llamafarm.model.adapter import is_removable, load_adapter
 from llamafarm.model.bundle import Bundle, open_bundle
 from llamafarm.model.load import Base, find_base, load_model, load_tokenizer
 from llamafarm.model.prompt import build_template
 from llamafarm.model.quantized import load_quantized_model, may_quantize
-from llamafarm.model.weights import FULL, Trained, transformer_of
+from llamafarm.model.weights import ADAPTER, FULL, Trained, form_of, transformer_of
 
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
     """A loaded model with everything that asking or measuring it takes.
 
-    `full_base` is the base of a model all of whose weights were trained; None for any other.
+    `separate_base` is the base of a trained model that is not had by taking an adapter off: all weights were
+    trained, or biases too.
     """
 
     name: str
@@ -37,7 +37,7 @@ class OpenModel:
     template: ChatTemplate
     settings: GenerationSettings
     max_length: int
-    full_base: Base | None = None
+    separate_base: Base | None = None
 
     @property
     def answerer(self) -> Answerer:
@@ -52,17 +52,17 @@ class OpenModel:
     @property
     def is_tuned(self) -> bool:
         """Return whether the model is a trained one, and not a base."""
-        return isinstance(self.model, PeftModel) or self.full_base is not None
+        return form_of(self.model) == ADAPTER or self.separate_base is not None
 
     def as_base(self) -> OpenModel:
         """Return the base of the model, in its place."""
-        if isinstance(self.model, PeftModel):
-            base: PreTrainedModel = self.model.unload()
-        elif self.full_base is not None:
-            base = load_model(self.full_base, dtype=self.model.dtype, device=self.model.device)
+        if self.separate_base is not None:
+            base = load_model(self.separate_base, dtype=self.model.dtype, device=self.model.device)
+        elif form_of(self.model) == ADAPTER:
+            base = self.model.unload()
         else:
             return self
-        return replace(self, model=base, name=self.base_name, full_base=None)
+        return replace(self, model=base, name=self.base_name, separate_base=None)
 
     def with_settings(self, settings: GenerationSettings) -> OpenModel:
         """Return the same with other settings for its answers."""
@@ -71,7 +71,7 @@ class OpenModel:
     @contextmanager
     def base_beside(self) -> Iterator[OpenModel]:
         """Give the base meanwhile: this model with its adapter off, or the base loaded beside it."""
-        if isinstance(self.model, PeftModel):
+        if form_of(self.model) == ADAPTER and self.separate_base is None:
             with self.model.disable_adapter():
                 yield self
         else:
@@ -81,15 +81,16 @@ class OpenModel:
 def open_final_model(folder: Path, device_kind: str) -> OpenModel:
     """Return the trained model of a `final_model/` folder. Raises `ModelError` if it cannot be loaded."""
     bundle, base, tokenizer, template = open_bundle(folder)
-    model: Trained
     if bundle.kind == FULL:
         own = Base(str(folder), str(folder))
-        model = load_model(own, dtype=_dtype(device_kind), device=torch.device(device_kind))
+        model: Trained = load_model(own, dtype=_dtype(device_kind), device=torch.device(device_kind))
     else:
         model = load_adapter(_load_adapters_base(base, bundle, device_kind), folder)
     settings = GenerationSettings(**bundle.generation, stop_sequences=bundle.stop_sequences)  # type: ignore[arg-type]
-    opened = OpenModel(str(folder), base.name, model, tokenizer, template, settings, bundle.max_length)
-    return replace(opened, full_base=base) if bundle.kind == FULL else opened
+    separate_base = None if bundle.kind == ADAPTER and is_removable(model) else base
+    return OpenModel(
+        str(folder), base.name, model, tokenizer, template, settings, bundle.max_length, separate_base
+    )
 
 
 def _load_adapters_base(base: Base, bundle: Bundle, device_kind: str) -> PreTrainedModel:

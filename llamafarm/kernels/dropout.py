@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from llamafarm.errors import ModelError
+
 
 class DropoutPlan:
     """What all dropout layers of a model are told before each pack: the step and the documents in it."""
@@ -38,7 +40,7 @@ class DropoutPlan:
 
 
 class RowDropout(nn.Module):
-    """Dropout over a pack, each document's mask drawn for its row. Input axes: (1, T, features)."""
+    """Dropout over a pack, each document's mask drawn for its row. Input axes: (1, T, D) or (T, D)."""
 
     def __init__(self, probability: float, layer_name: str, plan: DropoutPlan) -> None:
         super().__init__()
@@ -47,9 +49,13 @@ class RowDropout(nn.Module):
         self._plan = plan
 
     def forward(self, hidden_1TD: torch.Tensor) -> torch.Tensor:
-        """Zero elements with probability p and scale the others by 1 / (1 - p); nothing in evaluation."""
+        """Zero elements with probability p and scale the others by 1 / (1 - p); nothing in evaluation.
+
+        Raises `ModelError` for a layer that sees neither all tokens nor the supervised ones, as experts do.
+        """
         if not self.training or self.p == 0.0:
             return hidden_1TD
+        num_tokens = hidden_1TD.shape[-2]
         # Chances are counted in 65,536ths, and the scale follows the count: the mean stays what it was.
         num_kept = min(max(round((1.0 - self.p) * 65536), 1), 65536)
         masks = [
@@ -57,9 +63,15 @@ class RowDropout(nn.Module):
             for row_index, length in zip(self._plan.row_indices, self._plan.document_lengths, strict=True)
         ]
         mask_TD = torch.cat(masks).view(-1, hidden_1TD.shape[-1])
-        if hidden_1TD.shape[1] != len(mask_TD) and self._plan.supervised_positions_S is not None:
+        if num_tokens != len(mask_TD) and self._plan.supervised_positions_S is not None:
             mask_TD = mask_TD[self._plan.supervised_positions_S]  # the output layer sees no others
-        return hidden_1TD * mask_TD[None] * (65536 / num_kept)
+        if num_tokens != len(mask_TD):
+            raise ModelError(
+                f"{self._layer_name} sees {num_tokens} tokens of a pack that has another number of them",
+                where="method.dropout",
+                remedy="Write dropout: 0, or leave this layer out of target_modules.",
+            )
+        return hidden_1TD * mask_TD.view(hidden_1TD.shape) * (65536 / num_kept)
 
     def _draw_kept(
         self, row_index: int, num_elements: int, num_kept: int, device: torch.device

@@ -26,7 +26,7 @@ from llamafarm.model.principal import (
     from_plain_adapter,
     start_from_principal_part,
 )
-from llamafarm.model.targets import check_target_modules
+from llamafarm.model.targets import check_target_modules, linear_layers
 
 _WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -59,13 +59,14 @@ def attach_adapter(
     Its first weights follow from `seed`. Raises `ModelError` if the model lacks a target module.
     """
     targets = settings.target_modules
-    if not isinstance(targets, str):
-        check_target_modules(model, targets)
+    if isinstance(targets, str):  # PEFT's own all-linear takes the experts of some models as well
+        targets = list(linear_layers(model))
+    check_target_modules(model, targets)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=list(targets),
         bias=settings.bias,
         use_rslora=settings.uses_rslora,
         use_dora=settings.uses_dora,
@@ -135,6 +136,11 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise _unreadable(folder, str(error)) from error
     loaded.eval()
     return loaded
+
+
+def is_removable(model: PeftModel) -> bool:
+    """Return whether the base is what it was once the adapter is off: not where its biases were trained."""
+    return bool(model.peft_config["default"].bias == "none")
 
 
 def _replace_dropout(model: nn.Module, plan: DropoutPlan) -> None:

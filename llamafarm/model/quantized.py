@@ -5,7 +5,6 @@ Only this room knows bitsandbytes, which is optional. `load` does the loading.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -61,8 +60,6 @@ def load_quantized_model(
     Raises `MachineError` as `check_quantization` does, `ModelError` if the model cannot be had.
     """
     check_quantization(device.type)
-    # At import it warns of kernels that it would download from the Hub.
-    logging.getLogger(_LIBRARY).setLevel(logging.ERROR)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.quant_type,
@@ -77,8 +74,8 @@ def load_quantized_model(
 def _keep_one_layout(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from laying the weights out anew in evaluation on a CPU with AVX512_BF16.
 
-    In that layout no gradient passes through them, without an error, and they stay in it when training goes
-    on after an evaluation.
+    In that layout no gradient passes through them, which PyTorch only warns of, and they stay in it when
+    training goes on after an evaluation.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamafarm.errors import ModelError
 from llamafarm.kernels.dropout import DropoutPlan, RowDropout
 
 NUM_FEATURES = 6
@@ -85,7 +86,7 @@ def test_what_is_kept_is_scaled_so_that_the_mean_stays() -> None:
     output = dropout(hidden)
     kept = output != 0
     assert 0 < kept.float().mean() < 1
-    torch.testing.assert_close(output, torch.where(kept, hidden / 0.8, 0.0))
+    torch.testing.assert_close(output, torch.where(kept, hidden / 0.8, 0.0), rtol=1e-5, atol=1e-6)
 
 
 def test_the_gradient_passes_where_the_element_did() -> None:
@@ -125,5 +126,21 @@ def test_a_pack_of_other_lengths_than_announced_is_an_error() -> None:
     plan = DropoutPlan(0)
     dropout = RowDropout(0.5, "layer", plan).train()
     plan.enter_pack(1, [0, 1], [2, 3])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ModelError):
         dropout(torch.ones(1, 6, 4))
+
+
+def test_a_layer_without_a_batch_axis_drops_the_same_elements() -> None:
+    plan = DropoutPlan(3)
+    layer = RowDropout(0.5, "layer", plan)
+    plan.enter_pack(1, [4, 2], [5, 3])
+    hidden = torch.randn(8, 6)
+    assert torch.equal(layer(hidden), layer(hidden[None])[0])
+
+
+def test_a_layer_that_sees_some_of_the_tokens_is_refused() -> None:
+    plan = DropoutPlan(3)
+    layer = RowDropout(0.5, "experts.0.up_proj", plan)
+    plan.enter_pack(1, [4, 2], [5, 3], torch.tensor([1, 2]))
+    with pytest.raises(ModelError, match=r"experts\.0\.up_proj sees 4 tokens"):
+        layer(torch.randn(4, 6))

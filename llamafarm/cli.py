@@ -20,6 +20,7 @@ from llamafarm import terminal
 from llamafarm.commands.complete import complete
 from llamafarm.commands.data import split
 from llamafarm.commands.evaluate import evaluate
+from llamafarm.commands.recommend import recommend
 from llamafarm.commands.setup import setup
 from llamafarm.commands.train import train
 from llamafarm.errors import LlamaFarmError
@@ -72,7 +73,7 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Work on data files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (setup, train, complete, evaluate):
+for verb in (setup, train, complete, evaluate, recommend):
     app.command()(_guard(verb))
 data_app.command()(_guard(split))
 app.add_typer(data_app, name="data")

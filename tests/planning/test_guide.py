@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llamafarm.planning import guide
 from llamafarm.planning.guide.machines import largest_gpu_row_within
 from llamafarm.strategy.document import parse_document
-from llamafarm.strategy.layout import flatten
+from llamafarm.strategy.spelling import MOVED, all_paths
 
 TEXT = (Path(__file__).parents[1] / "guide" / "pytorch-fine-tuning-guide.md").read_text(encoding="utf-8")
 TITLES = [table.title for table in guide.TABLES]
@@ -72,9 +72,7 @@ def test_settings_and_their_reasons_are_the_guides(group: guide.SettingGroup) ->
 
 @pytest.mark.parametrize("group", (*guide.DEVICES, *guide.USE_CASES), ids=lambda group: group.key)
 def test_the_paths_of_settings_are_known_to_the_strategy(group: guide.SettingGroup) -> None:
-    for path, *_ in group.settings:
-        node = parse_document(f"{path.split('.')[0]}: {{}}", "guide", "guide")
-        assert flatten(node, faults := []) and not faults, path
+    assert {MOVED.get(setting.path, setting.path) for setting in group.settings} <= set(all_paths())
 
 
 def test_the_overfitting_signs_are_the_guides() -> None:
@@ -106,8 +104,6 @@ def test_the_environment_variables_are_the_guides() -> None:
 
 
 def test_what_memory_saving_changes_is_a_setting_of_the_strategy() -> None:
-    from llamafarm.strategy.spelling import all_paths
-
     assert {row.setting for row in guide.OUT_OF_MEMORY} <= set(all_paths())
 
 

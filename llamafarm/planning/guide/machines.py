@@ -167,6 +167,12 @@ def largest_gpu_row_within(memory_gb: float) -> GpuRow | None:
     return max(fitting, key=lambda row: (row.memory_gb.low, -row.batch_size.high), default=None)
 
 
+def largest_apple_row_within(memory_gb: float) -> AppleRow | None:
+    """Return the row of the Apple chip with the most memory within a device's, the most cautious one."""
+    fitting = [row for row in APPLE_CHIPS if row.memory_gb.low * (1 - _LESS_TOLERANCE) <= memory_gb]
+    return max(fitting, key=lambda row: (row.memory_gb.low, -row.batch_size.high), default=None)
+
+
 def _is_named(device_name: str, row_name: str) -> bool:
     words, wanted = _words(device_name), _words(row_name)
     for start in range(len(words) - len(wanted) + 1):

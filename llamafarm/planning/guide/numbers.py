@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -38,8 +39,38 @@ def show_billions(parameters: Range) -> str:
     return high if parameters.low == parameters.high else f"{parameters.low / 1e9:g}-{high}"
 
 
+def show_parameters(num_parameters: float) -> str:
+    """Return a model's size in short: 5.5M, 494M, 7B."""
+    if num_parameters >= 1e9:
+        return f"{num_parameters / 1e9:.3g}B"
+    return f"{num_parameters / 1e6:.3g}M"
+
+
 def show_minutes(minutes: Range) -> str:
     """Return a time as the guide prints it: 30-60 min, 1-2 hours."""
     if minutes.low < 60:
         return f"{minutes} min"
     return f"{minutes.low / 60:g}-{minutes.high / 60:g} hours"
+
+
+_SIZE_IN_NAME = re.compile(
+    r"(?<![a-z0-9.])(?:(?P<experts>\d{1,3})x)?(?P<count>\d{1,6}(?:\.\d{1,6})?)(?P<unit>[bmk])(?![a-z0-9])",
+    re.I,
+)
+_UNITS = {"b": 1e9, "m": 1e6, "k": 1e3}
+
+
+def is_size(text: str) -> bool:
+    """Return whether a text is nothing but a size, such as 3B."""
+    return _SIZE_IN_NAME.fullmatch(text) is not None and read_num_parameters(text) is not None
+
+
+def read_num_parameters(name: str) -> float | None:
+    """Return the size that a model's name tells, such as 3B, Qwen2.5-0.5B-Instruct or Mixtral-8x7B.
+
+    A mixture of experts counts as all of them, which is a little too many. None if the name has no size.
+    """
+    found = _SIZE_IN_NAME.search(name.rpartition("/")[2])
+    if found is None or float(found["count"]) == 0:
+        return None
+    return float(found["experts"] or 1) * float(found["count"]) * _UNITS[found["unit"].casefold()]

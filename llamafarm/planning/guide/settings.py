@@ -34,6 +34,12 @@ class SettingGroup:
         """Return the setting of that path, if the group has one."""
         return next((setting for setting in self.settings if setting.path == path), None)
 
+    def number(self, path: str) -> float | None:
+        """Return the value of that path if it is a number; a whole one stays whole."""
+        setting = self.find(path)
+        value = None if setting is None else setting.value
+        return value if isinstance(value, int | float) else None
+
 
 _CHECKPOINTING = "hardware.optimization.gradient_checkpointing"
 _MIXED = "hardware.optimization.mixed_precision"
@@ -72,6 +78,16 @@ DEVICES = (
             Setting("hardware.optimization.gradient_accumulation_steps", 8, "Simulate larger batches"),
             Setting(_MIXED, "no"),
         ),
+    ),
+)
+
+SCHEDULER = SettingGroup(
+    "scheduling",
+    "Custom Scheduling",
+    (
+        Setting("training_args.lr_scheduler_type", "cosine", "Better than linear for most cases"),
+        Setting("training_args.warmup_ratio", 0.1),
+        Setting("training_args.num_train_epochs", 3),
     ),
 )
 

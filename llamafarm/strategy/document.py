@@ -150,7 +150,8 @@ class _Builder:
         self.quote_lines = (0, 0)
         """First and last line of the last quoted text that goes over several."""
         self._num_values = 0
-        self._keys = ["the file"]
+        self._keys = [("the file", 0)]
+        """Those that lead to what is read now, with their lines."""
         self._kind = kind
         self._shown_path = shown_path
         self._events: Iterator[Event] = iter(())
@@ -189,7 +190,7 @@ class _Builder:
         return _refusal(problem, f"{self._shown_path}:{self.line}", remedy)
 
     def _refuse_tag(self, tag: object) -> StrategyError:
-        problem = f"{self._holder} uses the YAML tag {show_key(str(tag))}; strategies may not"
+        problem = f"{show_key(self._keys[-1][0])} uses the YAML tag {show_key(str(tag))}; strategies may not"
         return self._refuse(problem, "Remove it.")
 
     def _count(self) -> None:
@@ -198,21 +199,18 @@ class _Builder:
             problem = f"the strategy file has more than {MAX_VALUES} keys and values"
             raise self._refuse(problem, "Name a strategy file; is this one data?")
 
-    @property
-    def _holder(self) -> str:
-        """The key that holds what is read now; the outermost where the keys are nested without an end."""
-        return show_key(self._keys[-1] if len(self._keys) < MAX_DEPTH else self._keys[1])
-
     def _node(self, event: Event | None, origin: Origin, depth: int) -> Node:
         is_alias, anchor = isinstance(event, AliasEvent), getattr(event, "anchor", None)
         if is_alias or anchor:
-            name = f"{'*' if is_alias else '&'}{show_key(str(anchor))}"
+            key, name = show_key(self._keys[-1][0]), f"{'*' if is_alias else '&'}{show_key(str(anchor))}"
             raise self._refuse(
-                f"{self._holder} uses a YAML alias or anchor ({name}), which strategies may not",
+                f"{key} uses a YAML alias or anchor ({name}), which strategies may not",
                 "Write the values out, or let the strategy `extends:` another.",
             )
         if depth > MAX_DEPTH:
-            problem = f"{self._holder} is nested more than {MAX_DEPTH} deep"
+            # The first key of the line is the one that a person knows: the others are part of the nesting.
+            first = next((key for key, line in self._keys if line == self.line), self._keys[-1][0])
+            problem = f"{show_key(first)} is nested more than {MAX_DEPTH} deep"
             raise self._refuse(problem, "Check brackets and indents.")
         self._count()
         if isinstance(event, ScalarEvent):
@@ -237,7 +235,7 @@ class _Builder:
                     "Remove one of the two.",
                 )
             self._count()
-            self._keys.append(key)
+            self._keys.append((key, self.line))
             entries[key] = self._node(self._next(), origin, depth + 1)
             self._keys.pop()
         return entries

@@ -136,7 +136,9 @@ def test_depth_is_bounded() -> None:
     parse("a: " + "[" * (MAX_DEPTH - 2) + "]" * (MAX_DEPTH - 2))
     assert "deep" in refusal_of("a: " + "[" * 5000).problem
     assert "deep" in refusal_of("a: " + "{b: " * 5000).problem
-    assert refusal_of("s:\n  a: " + "[" * 5000).problem == f"a is nested more than {MAX_DEPTH} deep"
+    for opening in ("[", "{b: ", "[{b: "):
+        error = refusal_of("s:\n  c: 1\n  a: " + opening * 5000)
+        assert (error.problem, error.where) == (f"a is nested more than {MAX_DEPTH} deep", "s.yaml:3")
 
 
 def test_the_number_of_values_is_bounded() -> None:

@@ -37,12 +37,15 @@ def setup(
     from dataclasses import asdict
 
     from llamafarm.errors import MachineError
+
+    set_mode(prints_json=prints_json)
+    loaded = load_with_options(strategy, strategy_file, settings)
+
+    # Below the strategy, so that a slip in it is told without waiting for torch.
     from llamafarm.training.preparation.checks import check_preparation
     from llamafarm.training.preparation.prepare import load_once, prepare
     from llamafarm.training.run import show_preparation
 
-    set_mode(prints_json=prints_json)
-    loaded = load_with_options(strategy, strategy_file, settings)
     if not prints_json:
         show_settings(loaded)
     with tempfile.TemporaryDirectory() as scratch:

@@ -71,6 +71,20 @@ def test_help_names_every_verb_without_loading_what_they_do(repository: Path) ->
     assert all(any(line.split()[:1] == [verb] for line in text) for verb in ("setup", "train", "complete"))
 
 
+def test_a_slip_in_a_strategy_is_told_without_waiting_for_torch(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("s:\n  methd: {r: 4}\n")
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['cli.py', 'setup', {str(tmp_path / 's.yaml')!r}, '--verify-only']\n"
+        "try: runpy.run_path('cli.py', run_name='__main__')\n"
+        "finally: print('loaded', 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "loaded False\n"), done.stderr
+
+
 def test_the_lowest_floors_load_without_torch(repository: Path) -> None:
     modules = [module for name in LOW_FLOORS for module in modules_of(repository, name)]
     assert "llamafarm.strategy.load" in modules

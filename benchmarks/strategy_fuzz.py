@@ -1,0 +1,189 @@
+"""10,000 broken strategies: no traceback, no hang, and single defects named by key and line.
+
+    nice -n 10 python benchmarks/strategy_fuzz.py [--cases 10000] [--seed 1]
+
+Valid strategies (the guide's, the demos', the presets' and random ones) get a defect each, whose key and line
+the generator knows (`strategy_mutations.py` says what is expected for each kind), and are loaded. Exits 1
+when a claim fails. Seconds are wall time on whatever else the machine does: they are held against a limit and
+are no claim of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import strategy_key_mutations  # noqa: F401  adds its kinds to MUTATIONS
+from strategy_mutations import MUTATIONS, Case, make_case
+from strategy_seeds import LEAVES, Seed, make_seeds
+from strategy_text_mutations import LARGE
+
+from llamafarm import terminal
+from llamafarm.errors import DataError, StrategyError
+from llamafarm.strategy.load import load_strategy
+
+MAX_SECONDS = 5.0
+MIN_NAMED = 0.95
+_LARGE_EVERY = 20
+"""Large files take seconds each: one of their kind for so many of every other."""
+
+
+class Hang(BaseException):
+    """Loading took longer than a person waits; no Exception, so that nothing catches it on its way."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What loading a case led to."""
+
+    case: Case
+    seconds: float
+    outcome: str
+    """loaded, refused, or what was raised instead."""
+    said: str
+    """The error's three parts."""
+    is_named: bool
+    """Whether the error says what was expected of it."""
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether something other than a StrategyError or DataError was raised."""
+        return self.outcome not in ("loaded", "refused")
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    def stop(_: int, __: FrameType | None) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def judge(case: Case, folder: Path) -> Verdict:
+    """Load a case from a file in the folder."""
+    file = folder / "s.yaml"
+    file.write_bytes(case.content)
+    outcome, said, is_named = "loaded", "", False
+    start = time.perf_counter()
+    try:
+        with _limit(2 * MAX_SECONDS):
+            load_strategy(case.strategy, file=file)
+    except (StrategyError, DataError) as error:
+        outcome, said = "refused", str(error)
+        is_named = _is_named(case, error, str(file))
+        if "\n" in error.problem + error.where + error.remedy:
+            outcome = "an error of more than three lines"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        outcome = f"{type(error).__name__}: {error}"
+    return Verdict(case, time.perf_counter() - start, outcome, said, is_named)
+
+
+def _is_named(case: Case, error: StrategyError | DataError, file: str) -> bool:
+    expected = case.expected
+    if not all(name in error.problem for name in expected.names):
+        return False
+    if not expected.lines:
+        return True
+    place, _, line = error.where.rpartition(":")
+    distances = [abs(int(line) - wanted) for wanted in expected.lines] if line.isdecimal() else []
+    return place == file and bool(distances) and min(distances) <= expected.tolerance
+
+
+def make_cases(num_cases: int, seed: int, num_random_seeds: int) -> Iterator[Case]:
+    """Yield cases, each kind as often as the others but for large files."""
+    rng = random.Random(seed)
+    seeds: Sequence[Seed] = make_seeds(rng, num_random_seeds)
+    num_made = 0
+    for turn in range(num_cases):
+        for kind in MUTATIONS:
+            if kind == LARGE and turn % _LARGE_EVERY:
+                continue
+            if num_made == num_cases:
+                return
+            num_made += 1
+            yield make_case(kind, rng, seeds)
+
+
+def share_named(verdicts: Iterable[Verdict]) -> float:
+    """Return the part of the single defects that was named."""
+    single = [verdict.is_named for verdict in verdicts if verdict.case.expected.is_single_defect]
+    return sum(single) / len(single) if single else 1.0
+
+
+def failures(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return what contradicts the three claims."""
+    found = [f"{v.case.kind}: {v.outcome}" for v in verdicts if v.is_crash]
+    found += [f"{v.case.kind}: {v.seconds:.1f} s" for v in verdicts if v.seconds > MAX_SECONDS]
+    share = share_named(verdicts)
+    if share < MIN_NAMED:
+        found.append(f"only {share:.1%} of single defects named by key and line")
+    return found
+
+
+def main() -> int:
+    """Load the cases and print a table; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--show", type=int, default=0, help="print so many cases of each kind not named")
+    options = parser.parse_args()
+    verdicts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in make_cases(options.cases, options.seed, max(20, options.cases // 50)):
+            verdicts.append(judge(case, Path(folder)))
+    by_kind = defaultdict(list)
+    for verdict in verdicts:
+        by_kind[verdict.case.kind].append(verdict)
+    rows = [("kind", "number", "refused", "named", "slowest s")]
+    for kind, group in by_kind.items():
+        is_single = any(v.case.expected.is_single_defect for v in group)
+        rows.append(
+            (
+                kind,
+                str(len(group)),
+                str(sum(v.outcome == "refused" for v in group)),
+                f"{share_named(group):.1%}" if is_single else "-",
+                f"{max(v.seconds for v in group):.2f}",
+            )
+        )
+        for verdict in [v for v in group if v.case.expected.is_single_defect and not v.is_named][
+            : options.show
+        ]:
+            shown = verdict.case.content if len(verdict.case.content) < 3000 else b"(long)"
+            terminal.say(f"--- {kind}: {verdict.case.expected}\n{verdict.outcome}: {verdict.said}")
+            terminal.say(
+                "\n".join(f"{n:3} {t}" for n, t in enumerate(shown.decode(errors="replace").split("\n"), 1))
+            )
+    terminal.columns(rows)
+    settings = {verdict.case.setting for verdict in verdicts} & set(LEAVES)
+    slowest = max(verdict.seconds for verdict in verdicts)
+    terminal.say(
+        f"\n{len(verdicts)} strategies; {len(settings)} of {len(LEAVES)} settings had a defect; "
+        f"{share_named(verdicts):.2%} of single defects named by key and line; slowest {slowest:.2f} s"
+    )
+    contradicted = failures(verdicts)
+    for line in contradicted[:20]:
+        terminal.warn(line)
+    return 1 if contradicted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

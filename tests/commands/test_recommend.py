@@ -69,17 +69,7 @@ def test_the_strategy_is_printed_alone_on_stdout_and_loads(
 
 def test_a_file_is_written_once(speak: Callable[..., Said], tmp_path: Path) -> None:
     file = tmp_path / "strategies.yaml"
-    words = (
-        "recommend",
-        "--num-examples",
-        "500",
-        "--model",
-        "Llama-7B",
-        "--device",
-        "cpu",
-        "--output",
-        str(file),
-    )
+    words = ("recommend", "--num-examples", "500", "--model", "cria-5m", *CPU, "--output", str(file))
     assert speak(*words).out == f"{file}\n"
     assert load_strategy("recommended", file=file).strategy.base_model.huggingface_id == "cria-5m"
     written = file.read_text()

@@ -74,7 +74,7 @@ def load_with_options(
 
 
 def show_settings(loaded: LoadedStrategy) -> None:
-    """Print every setting that somebody chose, and where; warn of those that this version does not act on."""
+    """Print every setting that somebody chose, and where; warn of those that change nothing, and why."""
     from llamafarm.strategy.pending import pending_settings
     from llamafarm.strategy.schema import walk_leaves
 
@@ -86,6 +86,8 @@ def show_settings(loaded: LoadedStrategy) -> None:
             if loaded.origins[path].kind != "default" and path not in ("name", "description")
         ]
     )
+    for retired in loaded.retired:
+        terminal.warn(f"{retired.path} ({retired.origin.where}) changes nothing: {retired.why}")
     for path, reason in pending_settings(loaded.origins):
         terminal.warn(f"{path} ({loaded.origins[path].where}) changes nothing yet: {reason}")
 

@@ -29,12 +29,16 @@ class Fault:
     remedy: str | Callable[[], str]
     """A function where it takes a search: only the fault that is told in full needs its remedy."""
 
+    def tell_remedy(self) -> str:
+        """Return what to try."""
+        return self.remedy if isinstance(self.remedy, str) else self.remedy()
+
 
 def raise_faults(faults: Sequence[Fault]) -> None:
     """Raise one StrategyError for all faults, the first in full; do nothing when there are none."""
     if not faults:
         return
-    first, *rest = sorted(faults, key=_place)
+    first, *rest = sort_faults(faults)
     problem = first.problem
     if rest:
         listed = [f"{fault.problem} ({fault.where})" for fault in rest[:_MAX_FURTHER]]
@@ -42,8 +46,12 @@ def raise_faults(faults: Sequence[Fault]) -> None:
             listed.append(f"and {len(rest) - _MAX_FURTHER} after that")
         noun = "fault" if len(rest) == 1 else "faults"
         problem = f"{problem}; {len(rest)} more {noun}: {'; '.join(listed)}"
-    remedy = first.remedy if isinstance(first.remedy, str) else first.remedy()
-    raise StrategyError(problem, where=first.where, remedy=remedy)
+    raise StrategyError(problem, where=first.where, remedy=first.tell_remedy())
+
+
+def sort_faults(faults: Sequence[Fault]) -> list[Fault]:
+    """Return faults in the order of the file."""
+    return sorted(faults, key=_place)
 
 
 def _place(fault: Fault) -> tuple[str, int]:
@@ -99,8 +107,6 @@ _REMEDIES = {
     "methods_apart": "Remove one of them.",
     "needs_evaluation": "Set eval_strategy to epoch or steps, or remove the other.",
     "placeholder": 'Write it as in format: "Question: {input}\\nAnswer: {output}".',
-    "remote_code": "Remove the line, and use a model whose architecture transformers has itself.",
-    "slow_tokenizer": "Remove the line.",
     "epochs": "Write num_train_epochs: 3, the default.",
     "target_modules": "Write target_modules: [q_proj, v_proj], or target_modules: all-linear.",
 }

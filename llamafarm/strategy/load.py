@@ -1,14 +1,13 @@
-"""Find a strategy, resolve it with its parents and the command line, and say where each setting came from.
+"""Resolve a strategy with its parents and the command line, and say where each setting came from.
 
-`document.py` reads the file, `layout.py` flattens and merges, `schema.py` validates, `faults.py` explains.
+`places.py` finds it, `flatten.py` puts its settings in their places, `layout.py` merges, `schema.py`
+validates, `faults.py` explains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +15,11 @@ from pydantic import ValidationError
 
 from llamafarm.errors import StrategyError
 from llamafarm.strategy import layout
-from llamafarm.strategy.document import Node, Origin, parse_value, read_document, show_key
-from llamafarm.strategy.faults import Fault, describe_errors, raise_faults, show_value
+from llamafarm.strategy.document import Node, Origin, parse_value, show_key
+from llamafarm.strategy.faults import Fault, describe_errors, raise_faults, sort_faults
+from llamafarm.strategy.flatten import Findings, flatten
 from llamafarm.strategy.loaded import LoadedStrategy, resolve_path
+from llamafarm.strategy.places import Entry, chain_of, find_entry, searched_places
 from llamafarm.strategy.schema import Strategy, walk_leaves
 
 __all__ = [
@@ -26,17 +27,13 @@ __all__ = [
     "Origin",
     "Override",
     "StrategySummary",
+    "find_faults",
     "list_strategies",
     "load_strategy",
     "resolve_path",
 ]
 
-SEARCHED_FILES = (Path("strategies.yaml"), Path("demos/strategies.yaml"))
-PRESETS_FOLDER = Path(__file__).parent / "presets"
 DEFAULT = Origin("default", "")
-MAX_ANCESTORS = 30
-"""Strategies that one may extend, each the next."""
-_MAX_LISTED = 30
 
 
 class Override(NamedTuple):
@@ -63,15 +60,6 @@ class StrategySummary:
     """file:line"""
 
 
-class _Entry(NamedTuple):
-    """A strategy as it stands in a file, not yet resolved."""
-
-    key: str
-    node: Node
-    file: Path
-    is_preset: bool
-
-
 def load_strategy(
     key: str | None,
     *,
@@ -84,155 +72,84 @@ def load_strategy(
     order. Without a key the file must hold exactly one. A pair `(path, text)` is an override by `--set`.
     Raises StrategyError for whatever is wrong, with all faults of the strategy in one.
     """
-    entry = _find_entry(key, file)
-    faults: list[Fault] = []
-    tree = _merge_parents(entry, faults)
+    entry = find_entry(key, file)
+    findings = Findings()
+    tree = _merge(chain_of(entry), findings)
     own_train_file = _text_at(tree, "dataset", "train_file")
     for override in overrides:
-        layer = _read_override(Override(*override))
-        tree = layout.merge(tree, layout.flatten(layer, faults))
+        tree = layout.merge(tree, flatten(_read_override(Override(*override)), findings))
     tree = layout.settle_accumulation(tree)
-    try:
-        strategy = Strategy.model_validate(tree.plain())
-    except ValidationError as error:
-        raise_faults(faults + describe_errors(error, tree))
-        raise AssertionError("a refused strategy without a fault") from error
-    raise_faults(faults)
+    strategy = _validate(tree, findings.faults)
+    raise_faults(findings.faults)
+    assert strategy is not None, "a refused strategy without a fault"
     return LoadedStrategy(
         key=entry.key,
         strategy=strategy,
         file=None if entry.is_preset else entry.file,
         origins={path: _origin_of(tree, path) for path, _ in walk_leaves(strategy)},
         own_train_file=own_train_file,
+        retired=tuple(findings.retired.values()),
     )
+
+
+def find_faults(key: str | None = None, *, file: Path | None = None) -> dict[str, list[Fault]]:
+    """Return what is wrong with a strategy, or with each of a file or of the presets, by key.
+
+    Raises StrategyError where there is no such strategy, or a file cannot be read as strategies.
+    """
+    entries = [find_entry(key, file)] if key is not None else list(_all_entries(file).values())
+    return {entry.key: _faults_of(entry) for entry in entries}
+
+
+def _faults_of(entry: Entry) -> list[Fault]:
+    findings = Findings()
+    try:
+        tree = _merge(chain_of(entry), findings)
+    except StrategyError as error:
+        return [Fault(error.problem, error.where, error.remedy)]
+    _validate(layout.settle_accumulation(tree), findings.faults)
+    return sort_faults(findings.faults)
+
+
+def _validate(tree: Node, faults: list[Fault]) -> Strategy | None:
+    """Return the strategy that a tree describes, or None; append what is wrong with it."""
+    try:
+        return Strategy.model_validate(tree.plain())
+    except ValidationError as error:
+        faults += describe_errors(error, tree)
+        return None
+
+
+def _merge(chain: Sequence[Entry], findings: Findings) -> Node:
+    """Return the flat tree of a strategy over those of the ones that it extends."""
+    tree = flatten(chain[-1].node, findings)
+    for child in reversed(chain[:-1]):
+        tree = layout.merge(tree, flatten(child.node, findings))
+    return tree
 
 
 def list_strategies(file: Path | None = None) -> list[StrategySummary]:
     """Return the strategies of a file, or of all the places that are searched, the first of a key only."""
-    found: dict[str, StrategySummary] = {}
-    for entries in _searched(file):
+    return [_summarize(entry) for entry in _all_entries(file).values()]
+
+
+def _summarize(entry: Entry) -> StrategySummary:
+    try:
+        chain = chain_of(entry)
+    except StrategyError:  # listed all the same; `find_faults` tells what is wrong
+        chain = [entry]
+    name, description = (
+        next(filter(None, (_text_at(one.node, key) for one in chain)), "") for key in ("name", "description")
+    )
+    return StrategySummary(entry.key, name, description, entry.node.origin.where)
+
+
+def _all_entries(file: Path | None) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for entries in searched_places(file):
         for key, entry in entries.items():
-            name, description = _text_at(entry.node, "name"), _text_at(entry.node, "description")
-            summary = StrategySummary(key, name or "", description or "", entry.node.origin.where)
-            found.setdefault(key, summary)
-    return list(found.values())
-
-
-def _searched(file: Path | None) -> Iterator[dict[str, _Entry]]:
-    """Yield the strategies of each place in the order of search; a file is read only when it is reached."""
-    if file is not None:
-        yield _read_entries(file, is_preset=False)
-        return
-    for path in SEARCHED_FILES:
-        if path.is_file():
-            yield _read_entries(path, is_preset=False)
-    yield _read_presets()
-
-
-def _read_presets() -> dict[str, _Entry]:
-    entries: dict[str, _Entry] = {}
-    for path in sorted(PRESETS_FOLDER.glob("*.yaml")):
-        entries |= _read_entries(path, is_preset=True)
-    return entries
-
-
-def _read_entries(path: Path, *, is_preset: bool) -> dict[str, _Entry]:
-    if is_preset:
-        root = read_document(path, "preset", f"presets/{path.name}")
-    else:
-        root = read_document(path, "strategy file", str(path))
-    strategies = layout.split_strategies(root)
-    return {key: _Entry(key, node, path, is_preset) for key, node in strategies.items()}
-
-
-def _find_entry(key: str | None, file: Path | None) -> _Entry:
-    names: list[str] = []
-    for entries in _searched(file):
-        if key in entries:
-            return entries[key]
-        if key is None and len(entries) == 1:
-            return next(iter(entries.values()))
-        names += [name for name in entries if name not in names]
-        if key is None:
-            break
-    place = str(file) if file is not None else f"{', '.join(map(str, SEARCHED_FILES))} and the presets"
-    available = _list_names(names)
-    if key is None:
-        raise StrategyError(
-            f"no strategy was named, and there is not exactly one: {available}",
-            where=place,
-            remedy="Name one with --strategy.",
-        )
-    near = get_close_matches(key, names, 1)
-    remedy = f"Did you mean {near[0]}? " if near else ""
-    raise StrategyError(
-        f"there is no strategy {show_key(key)}", where=place, remedy=f"{remedy}There are: {available}."
-    )
-
-
-def _list_names(names: Sequence[str]) -> str:
-    listed = ", ".join(map(show_key, names[:_MAX_LISTED])) or "none"
-    return listed if len(names) <= _MAX_LISTED else f"{listed} and {len(names) - _MAX_LISTED} more"
-
-
-def _merge_parents(entry: _Entry, faults: list[Fault]) -> Node:
-    """Return the flat tree of a strategy over that of the one it extends, and so on up."""
-    chain = [entry]
-
-    @cache
-    def read_places(file: Path, is_preset: bool) -> tuple[dict[str, _Entry], dict[str, _Entry]]:
-        return _read_entries(file, is_preset=is_preset), _read_presets()
-
-    while (parent := _parent_of(chain[-1], read_places)) is not None:
-        if any((parent.file, parent.key) == (child.file, child.key) for child in chain):
-            names = " -> ".join(show_key(child.key) for child in (*chain, parent))
-            raise StrategyError(
-                f"strategies extend each other in a circle: {names}",
-                where=_extends(chain[-1]).origin.where,
-                remedy="Remove one `extends:` of the circle.",
-            )
-        chain.append(parent)
-        if len(chain) > MAX_ANCESTORS + 1:
-            raise StrategyError(
-                f"{show_key(entry.key)} extends strategies over more than {MAX_ANCESTORS} steps",
-                where=_extends(entry).origin.where,
-                remedy="Let it extend a strategy nearer to the end of that chain.",
-            )
-    tree = layout.flatten(chain[-1].node, faults)
-    for child in reversed(chain[:-1]):
-        tree = layout.merge(tree, layout.flatten(child.node, faults))
-    return tree
-
-
-def _extends(entry: _Entry) -> Node:
-    value = entry.node.value
-    return value.get("extends", Node(None, entry.node.origin)) if isinstance(value, dict) else entry.node
-
-
-def _parent_of(
-    entry: _Entry, read_places: Callable[[Path, bool], Sequence[dict[str, _Entry]]]
-) -> _Entry | None:
-    """Return the strategy that `extends:` names: one of the same file, else a preset."""
-    named = _extends(entry)
-    if named.value is None:
-        return None
-    if not isinstance(named.value, str):
-        raise StrategyError(
-            f"extends must be the name of a strategy (got {show_value(named.value)})",
-            where=named.origin.where,
-            remedy="Write one name.",
-        )
-    names: list[str] = []
-    for entries in read_places(entry.file, entry.is_preset):
-        if named.value in entries:
-            return entries[named.value]
-        names += entries
-    near = get_close_matches(named.value, names, 1)
-    raise StrategyError(
-        f"extends names the strategy {show_key(named.value)}, which is not there",
-        where=named.origin.where,
-        remedy=f"Did you mean {near[0]}?" if near else f"There are: {_list_names(names)}.",
-    )
+            found.setdefault(key, entry)
+    return found
 
 
 def _read_override(override: Override) -> Node:

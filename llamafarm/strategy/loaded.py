@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llamafarm.errors import DataError
 from llamafarm.strategy.document import Origin, show_key
+from llamafarm.strategy.retired import Retired
 from llamafarm.strategy.schema import Strategy
 
 
@@ -24,6 +25,8 @@ class LoadedStrategy:
     """By dotted path, such as `training_args.learning_rate`: every setting's origin."""
     own_train_file: str | None = None
     """`dataset.train_file` before the command line replaced it; `resolve_path` looks in its folder too."""
+    retired: tuple[Retired, ...] = ()
+    """Keys that were set and have no meaning any more."""
 
 
 def resolve_path(path: str, loaded: LoadedStrategy) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llamafarm.strategy.sections.base import EpochRange, Section
+from llamafarm.strategy.sections.base import EpochRange, Section, fixed_count
 from llamafarm.strategy.sections.data import DataPreprocessing, Dataset, PromptTemplate
 from llamafarm.strategy.sections.deployment import (
     Export,
@@ -18,16 +18,9 @@ from llamafarm.strategy.sections.deployment import (
     Monitoring,
     OllamaParameters,
 )
-from llamafarm.strategy.sections.training import (
-    BaseLanguageModel,
-    Environment,
-    Framework,
-    Hardware,
-    Method,
-    Optimization,
-    Precision,
-    TrainingArgs,
-)
+from llamafarm.strategy.sections.hardware import Hardware, Optimization, Precision
+from llamafarm.strategy.sections.model import BaseLanguageModel, Method
+from llamafarm.strategy.sections.training import Environment, TrainingArgs
 
 __all__ = [
     "BaseLanguageModel",
@@ -36,7 +29,6 @@ __all__ = [
     "Environment",
     "EpochRange",
     "Export",
-    "Framework",
     "Generation",
     "Hardware",
     "Method",
@@ -50,6 +42,7 @@ __all__ = [
     "Section",
     "Strategy",
     "TrainingArgs",
+    "fixed_count",
     "walk_leaves",
 ]
 
@@ -85,8 +78,6 @@ class Strategy(Section):
     """What answers prompts once the model is trained."""
     environment: Environment = Environment()
     """What makes a run repeatable."""
-    framework: Framework = Framework()
-    """How the libraries are used."""
 
 
 def walk_leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

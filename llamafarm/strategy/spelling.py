@@ -1,85 +1,61 @@
-"""Tell what an unknown key was meant to be: another tool's name, a key of another section, or a slip."""
+"""Tell what a key was meant to be: the second places of settings, other tools' names, and slips."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
 from llamafarm.strategy.document import show_key
+from llamafarm.strategy.foreign import TOOLS
 from llamafarm.strategy.schema import Section, Strategy
 
-MOVED = {
-    "training_args.max_new_tokens": "generation.max_new_tokens",
-    "training_args.temperature": "generation.temperature",
-    "training_args.top_p": "generation.top_p",
-    "training_args.top_k": "generation.top_k",
-    "training_args.repetition_penalty": "generation.repetition_penalty",
-    "training_args.eval_split": "dataset.eval_split",
-    "training_args.max_length": "data_preprocessing.max_length",
-    "training_args.max_seq_length": "data_preprocessing.max_length",
-    "training_args.seed": "environment.seed",
-    "environment.device": "hardware.device",
-    "framework.gradient_checkpointing": "hardware.optimization.gradient_checkpointing",
-    "optimization": "hardware.optimization",
-}
-"""Places where a file may write a setting, and the one place that it has in a Strategy."""
-
-_BATCH = "training_args.per_device_train_batch_size"
-_MODEL = "base_model.huggingface_id"
+_CHECKPOINTING = "hardware.optimization.gradient_checkpointing"
 _LENGTH = "data_preprocessing.max_length"
 
-FOREIGN: dict[str, tuple[str, str]] = {
-    "adapter": ("Axolotl", "method.type"),
-    "base": ("Soup", _MODEL),
-    "batch_size": ("Unsloth", _BATCH),
-    "bf16": ("transformers", "hardware.optimization.mixed_precision"),
-    "cutoff_len": ("LLaMA-Factory", _LENGTH),
-    "epochs": ("Soup", "training_args.num_train_epochs"),
-    "evaluation_strategy": ("transformers", "training_args.eval_strategy"),
-    "finetuning_type": ("LLaMA-Factory", "method.type"),
-    "fp16": ("transformers", "hardware.optimization.mixed_precision"),
-    "lora_alpha": ("PEFT", "method.alpha"),
-    "lora_dropout": ("PEFT", "method.dropout"),
-    "lora_r": ("PEFT", "method.r"),
-    "lora_rank": ("LLaMA-Factory", "method.r"),
-    "lora_target": ("LLaMA-Factory", "method.target_modules"),
-    "lora_target_linear": ("Axolotl", "method.target_modules"),
-    "lora_target_modules": ("Axolotl", "method.target_modules"),
-    "lr": ("Soup", "training_args.learning_rate"),
-    "lr_scheduler": ("Axolotl", "training_args.lr_scheduler_type"),
-    "micro_batch_size": ("Axolotl", _BATCH),
-    "model": ("Unsloth", _MODEL),
-    "model_name_or_path": ("LLaMA-Factory", _MODEL),
-    "num_epochs": ("Axolotl", "training_args.num_train_epochs"),
-    "output": ("Soup", "training_args.output_dir"),
-    "sequence_len": ("Axolotl", _LENGTH),
-    "max_seq_len": ("torchtune", _LENGTH),
-    "max_seq_length": ("Unsloth", _LENGTH),
-    "test_size": ("datasets", "dataset.eval_split"),
-    "train_batch_size": ("DeepSpeed", _BATCH),
-    "train_dataset": ("TRL", "dataset.train_file"),
-    "eval_dataset": ("TRL", "dataset.eval_file"),
-    "training_type": ("Unsloth", "method.type"),
-    "val_set_size": ("Axolotl", "dataset.eval_split"),
-    "val_size": ("LLaMA-Factory", "dataset.eval_split"),
-    "val_split": ("Soup", "dataset.eval_split"),
+MOVED = {
+    "base_model.dtype": "base_model.torch_dtype",
+    "base_model.max_length": _LENGTH,
+    "base_model.max_seq_length": _LENGTH,
+    "base_model.model_id": "base_model.huggingface_id",
+    "base_model.path": "base_model.huggingface_id",
+    "components.repository.cache_dir": "base_model.cache_dir",
+    "components.repository.config.cache_dir": "base_model.cache_dir",
+    "constraints.max_tokens": "generation.max_new_tokens",
+    "data_preprocessing.max_seq_length": _LENGTH,
+    "dataset.path": "dataset.train_file",
+    "dataset.preprocessing_num_workers": "training_args.dataloader_num_workers",
+    "environment.device": "hardware.device",
+    "framework.gradient_checkpointing": _CHECKPOINTING,
+    "hardware.gradient_checkpointing": _CHECKPOINTING,
+    "hardware.mixed_precision": "hardware.optimization.mixed_precision",
+    "model_app.config.model": "model_app.config.default_model",
+    "monitoring.metrics_enabled": "monitoring.track_training_metrics",
+    "optimization": "hardware.optimization",
+    "training": "training_args",
+    "training.batch_size": "training_args.per_device_train_batch_size",
+    "training.epochs": "training_args.num_train_epochs",
+    "training.num_epochs": "training_args.num_train_epochs",
+    "training.scheduler": "training_args.lr_scheduler_type",
+    "training_args.activation_checkpointing": _CHECKPOINTING,
+    "training_args.data_seed": "data_preprocessing.seed",
+    "training_args.dataset_num_proc": "training_args.dataloader_num_workers",
+    "training_args.eval_split": "dataset.eval_split",
+    "training_args.evaluation_strategy": "training_args.eval_strategy",
+    "training_args.gradient_checkpointing": _CHECKPOINTING,
+    "training_args.log_level": "monitoring.log_level",
+    "training_args.max_length": _LENGTH,
+    "training_args.max_new_tokens": "generation.max_new_tokens",
+    "training_args.max_seq_length": _LENGTH,
+    "training_args.mixed_precision": "hardware.optimization.mixed_precision",
+    "training_args.repetition_penalty": "generation.repetition_penalty",
+    "training_args.seed": "environment.seed",
+    "training_args.temperature": "generation.temperature",
+    "training_args.tf32": "hardware.precision.cuda.use_tf32",
+    "training_args.top_k": "generation.top_k",
+    "training_args.top_p": "generation.top_p",
 }
-"""Keys of other tools (one tool named where several share a spelling), and the place here."""
-
-NEEDLESS = {
-    "chat_template": "The chat template follows from prompt_template, or is the base model's own",
-    "completion_only_loss": "Only answers are trained on",
-    "device_map": "Where the model is held follows from hardware.device",
-    "load_in_4bit": "Write method.type: qlora for a base in 4 bits",
-    "neat_packing": "Rows are packed whenever that is faster; they never see each other",
-    "optim": "The optimizer is AdamW; its settings are training_args.adam_beta1, adam_beta2 and adam_epsilon",
-    "packing": "Rows are packed whenever that is faster; they never see each other",
-    "report_to": "Write monitoring.log_tensorboard: true for TensorBoard",
-    "sample_packing": "Rows are packed whenever that is faster; they never see each other",
-    "train_on_inputs": "Only answers are trained on",
-    "train_on_prompt": "Only answers are trained on",
-    "train_on_responses_only": "Only answers are trained on",
-}
-"""Keys of other tools that need no key here, and why; each continues with `; remove the key`."""
+"""Places where a file may write a setting, and the one place that it has in a Strategy."""
 
 
 def section_at(path: tuple[str, ...]) -> type[Section] | None:
@@ -94,35 +70,63 @@ def section_at(path: tuple[str, ...]) -> type[Section] | None:
     return section
 
 
-def all_paths(section: type[Section] = Strategy, prefix: str = "") -> list[str]:
+@cache
+def all_paths(section: type[Section] = Strategy, prefix: str = "") -> tuple[str, ...]:
     """Return the dotted paths of all sections and settings."""
-    paths = []
+    paths: list[str] = []
     for name, field in section.model_fields.items():
         paths.append(prefix + name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             paths += all_paths(field.annotation, f"{prefix}{name}.")
-    return paths
+    return tuple(paths)
+
+
+def is_moved_heading(path: str) -> bool:
+    """Return whether settings may be written below a path that is no section."""
+    return path in _MOVED_HEADINGS
+
+
+_MOVED_HEADINGS = {
+    ".".join(names[:depth])
+    for names in (place.split(".") for place in MOVED)
+    for depth in range(1, len(names))
+}
 
 
 def suggest_for_key(path: tuple[str, ...], also: tuple[str, ...] = ()) -> str:
     """Return the remedy for an unknown key; `also` are keys known there beside the section's own."""
-    key = path[-1]
-    if key in NEEDLESS:
-        return f"{NEEDLESS[key]}; remove the key."
-    if key in FOREIGN:
-        tool, target = FOREIGN[key]
-        return f"{tool}'s {key} is {target} here."
-    parent = ".".join(path[:-1])
+    key, parent = path[-1], ".".join(path[:-1])
     section = section_at(path[:-1])
     known = [*(section.model_fields if section else ()), *also]
     known += [place.rpartition(".")[2] for place in MOVED if place.rpartition(".")[0] == parent]
     known += [] if parent else ["components", "extends"]
     paths = all_paths()
     if homes := [other for other in paths if other.rpartition(".")[2] == key]:
-        return f"Did you mean {homes[0]}? {key} belongs there."
+        return f"Did you mean {homes[0]}? {show_key(key)} belongs there."
+    if translation := translate(key):
+        return translation
     if near := get_close_matches(key, known, 1):
         return f"Did you mean {near[0]}?"
     leaves = {other.rpartition(".")[2]: other for other in reversed(paths)}
     if near := get_close_matches(key, leaves, 1):
         return f"Did you mean {leaves[near[0]]}?"
     return f"Remove {show_key(key)}, or use one of: {', '.join(known)}."
+
+
+def translate(key: str) -> str:
+    """Return what another tool's key is here, as a sentence; empty for a key that no tool of ours knows."""
+    for tool, keys in TOOLS.items():
+        if key in keys:
+            answer = keys[key]
+            place, _, _ = answer.partition(" ")
+            is_place = place.rstrip(",") in all_paths()
+            return f"{tool}'s {key} is {answer} here." if is_place else f"{answer}; remove the key."
+    return ""
+
+
+def recognise_tool(keys: Iterable[str]) -> str:
+    """Return the tool whose configuration has most of these keys; empty if none has two of them."""
+    listed = list(keys)
+    counts = {tool: sum(key in known for key in listed) for tool, known in TOOLS.items()}
+    best = max(counts, key=lambda tool: counts[tool])
+    return best if counts[best] > 1 else ""

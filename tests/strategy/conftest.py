@@ -9,7 +9,7 @@ from textwrap import dedent
 import pytest
 
 from llamafarm.errors import StrategyError
-from llamafarm.strategy import load
+from llamafarm.strategy import places
 from llamafarm.strategy.load import LoadedStrategy, load_strategy
 
 Load = Callable[..., LoadedStrategy]
@@ -20,7 +20,7 @@ Refuse = Callable[..., StrategyError]
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Write a file `f.yaml` into the working directory and load a strategy of it, `s` unless named."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(load, "PRESETS_FOLDER", tmp_path / "presets")
+    monkeypatch.setattr(places, "PRESETS_FOLDER", tmp_path / "presets")
 
     def load_text(text: str, key: str | None = "s", **overrides: str) -> LoadedStrategy:
         Path("f.yaml").write_text(dedent(text))

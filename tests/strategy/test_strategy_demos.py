@@ -1,107 +1,79 @@
-"""The strategies that come with the repository, and each YAML block that the guide prints."""
+"""The strategies that come with the repository and with the package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from llamafarm.strategy.load import LoadedStrategy, list_strategies, load_strategy
-
-Load = Callable[..., LoadedStrategy]
+from llamafarm.strategy.load import find_faults, list_strategies, load_strategy
+from llamafarm.strategy.places import PRESETS_FOLDER
 
 DEMOS = Path(__file__).parents[2] / "demos" / "strategies.yaml"
 
-FRAGMENTS = {
-    "cuda": """
-        hardware:
-          device: cuda
-          precision: {cuda: {use_fp16: true, use_bf16: false, use_tf32: true}}
-          optimization: {gradient_checkpointing: true, mixed_precision: fp16}
-        """,
-    "mps": """
-        hardware:
-          device: mps
-          precision: {mps: {use_fp16: false, use_bf16: false}}
-          optimization: {gradient_checkpointing: false, mixed_precision: no}
-        """,
-    "cpu": """
-        hardware:
-          device: cpu
-          precision: {cpu: {use_fp16: false}}
-          optimization: {gradient_checkpointing: true, gradient_accumulation_steps: 8, mixed_precision: no}
-        """,
-    "quick": """
-        method: {type: lora, r: 4, alpha: 8, dropout: 0.05}
-        training_args:
-          num_train_epochs: 1
-          per_device_train_batch_size: 2
-          learning_rate: 0.0002
-          eval_strategy: "no"
-          save_strategy: "no"
-        """,
-    "large": """
-        method: {type: lora, r: 32, alpha: 64, dropout: 0.05}
-        training_args:
-          num_train_epochs: 1-2
-          per_device_train_batch_size: 8
-          gradient_accumulation_steps: 2
-          eval_strategy: "steps"
-          eval_steps: 500
-          save_steps: 1000
-        """,
-    "domain": """
-        training_args: {num_train_epochs: 2-3, warmup_ratio: 0.05, eval_split: 0.15}
-        data_preprocessing: {max_length: 256, remove_duplicates: true, filter_quality: true}
-        """,
-    "advanced": """
-        training_args:
-          ddp_find_unused_parameters: false
-          dataloader_num_workers: 4
-          fp16_backend: "auto"
-          lr_scheduler_type: "cosine"
-          eval_accumulation_steps: 4
-        data_preprocessing:
-          max_input_length: 256
-          max_output_length: 256
-          remove_duplicates: true
-          shuffle: true
-          seed: 42
-        """,
-    "datacenter": """
-        components:
-          fine_tuner:
-            type: pytorch
-            config:
-              base_model: {huggingface_id: meta-llama/Llama-2-7b-hf, torch_dtype: bfloat16}
-        monitoring: {track_training_metrics: true, log_tensorboard: true}
-        """,
-}
+PRESETS = {"demo3_training_optimized", "demo3_finetuned_model", "demo_minimal", "demo_production"}
+PRESETS |= {"training_cuda_datacenter", "training_cuda_consumer", "training_mps_apple", "training_cpu_only"}
+PRESETS |= {"quick_experiment", "production", "small_dataset", "large_dataset"}
+PRESETS |= {"domain_adaptation", "conversational"}
 
 
-@pytest.mark.parametrize("name", FRAGMENTS)
-def test_the_guides_blocks_load(loaded: Load, name: str) -> None:
-    found = loaded(f"        s:{FRAGMENTS[name].replace(chr(10), chr(10) + '  ')}")
-    assert sum(origin.kind == "strategy file" for origin in found.origins.values()) >= 3
-
-
-def test_a_printed_setting_arrives(loaded: Load) -> None:
-    strategy = loaded(f"        s:{FRAGMENTS['large'].replace(chr(10), chr(10) + '  ')}").strategy
-    assert (strategy.method.r, strategy.training_args.save_steps) == (32, 1000)
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work where there is no strategy file, so that presets are what is found."""
+    monkeypatch.chdir(tmp_path)
 
 
 def test_all_demos_load_and_say_how_they_are_run() -> None:
     text = DEMOS.read_text()
-    keys = [summary.key for summary in list_strategies(DEMOS)]
-    assert {"demo3_training_optimized", "demo3_finetuned_model", "demo3_training", "demo_minimal"} <= set(
-        keys
-    )
+    keys = {summary.key for summary in list_strategies(DEMOS)}
+    assert keys == PRESETS | {"demo3_training"}
+    assert find_faults(file=DEMOS) == {key: [] for key in keys}
     for key in keys:
         found = load_strategy(key, file=DEMOS)
         assert found.strategy.name and found.strategy.description
-        assert f"--strategy {key} " in text
-        assert found.strategy.prompt_template.format == "Question: {input}\nAnswer: {output}\n"
+        assert found.strategy.dataset.train_file
+        assert not found.retired
+        assert re.search(
+            rf"# .*\n(#.*\n)*#.*--strategy {key} (#.*|.*)\n(#.*\n)*# Use it .*\n(# .*\n)*{key}:", text
+        )
+
+
+def test_all_presets_load_and_say_how_they_are_run(elsewhere: None) -> None:
+    text = "".join(path.read_text() for path in sorted(PRESETS_FOLDER.glob("*.yaml")))
+    assert {summary.key for summary in list_strategies()} == PRESETS
+    for key in PRESETS:
+        found = load_strategy(key)
+        assert found.file is None
+        assert found.strategy.name and found.strategy.description
+        assert re.search(
+            rf"# .*\n(#.*\n)*#.*--strategy {key}\b.*\n(#.*\n)*# Use it .*\n(# .*\n)*{key}:", text
+        )
+
+
+@pytest.mark.parametrize("key", sorted(PRESETS))
+def test_a_demo_is_the_preset_with_data(elsewhere: None, key: str) -> None:
+    demo, preset = load_strategy(key, file=DEMOS).strategy, load_strategy(key).strategy
+    same = {"dataset": preset.dataset}
+    if key == "demo_production":
+        same["prompt_template"] = preset.prompt_template  # type: ignore[assignment]
+    assert demo.model_copy(update=same) == preset
+
+
+def test_presets_need_no_more_than_data(elsewhere: None) -> None:
+    """Each that evaluates has rows to set aside, so that --train-dataset is all it takes."""
+    for key in PRESETS:
+        strategy = load_strategy(key, overrides=[("dataset.train_file", "rows.jsonl")]).strategy
+        if strategy.training_args.eval_strategy not in (None, "no"):
+            assert strategy.dataset.eval_split or strategy.dataset.eval_file
+
+
+def test_presets_are_in_the_wheel() -> None:
+    packages = tomllib.loads((DEMOS.parents[1] / "pyproject.toml").read_text())
+    assert packages["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["llamafarm"]}
+    ignored = (DEMOS.parents[1] / ".gitignore").read_text()
+    assert ".yaml" not in ignored and "presets" not in ignored  # hatchling leaves out what git ignores
 
 
 def test_the_guides_demonstration() -> None:

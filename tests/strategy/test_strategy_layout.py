@@ -9,8 +9,8 @@ import pytest
 
 from llamafarm.errors import StrategyError
 from llamafarm.strategy.load import LoadedStrategy
-from llamafarm.strategy.schema import EpochRange, walk_leaves
-from llamafarm.strategy.spelling import MOVED
+from llamafarm.strategy.schema import EpochRange, Method, Optimization, Strategy, fixed_count, walk_leaves
+from llamafarm.strategy.spelling import MOVED, section_at
 
 Load = Callable[..., LoadedStrategy]
 Refuse = Callable[..., StrategyError]
@@ -58,6 +58,7 @@ def test_sections_without_content_and_a_strategy_without_components(loaded: Load
     "text",
     [
         "s: {method: {r: 9}}",
+        "version: 2.0\ns: {method: {r: 9}}",
         "version: '2.0'\nstrategies:\n  s: {method: {r: 9}}",
         "strategies:\n- name: other\n- name: s\n  method: {r: 9}",
         "s: {components: {fine_tuner: {config: {method: {r: 9}}}}}",
@@ -102,33 +103,61 @@ def test_the_guides_use_case_fragments(loaded: Load) -> None:
     assert strategy.prompt_template.format == "User: {input}\nAssistant: {output}\n"
 
 
-SECOND_PLACES = {
-    "training_args.max_new_tokens": ("generation.max_new_tokens", 7),
-    "training_args.temperature": ("generation.temperature", 0.3),
-    "training_args.top_p": ("generation.top_p", 0.5),
-    "training_args.top_k": ("generation.top_k", 7),
-    "training_args.repetition_penalty": ("generation.repetition_penalty", 1.2),
-    "training_args.eval_split": ("dataset.eval_split", 0.2),
-    "training_args.max_length": ("data_preprocessing.max_length", 99),
-    "training_args.max_seq_length": ("data_preprocessing.max_length", 99),
-    "training_args.seed": ("environment.seed", 7),
-    "environment.device": ("hardware.device", "cpu"),
-    "framework.gradient_checkpointing": ("hardware.optimization.gradient_checkpointing", True),
-    "optimization": ("hardware.optimization", {"mixed_precision": "bf16"}),
+VALUES: dict[str, object] = {
+    "base_model.cache_dir": "cache",
+    "base_model.huggingface_id": "owner/model",
+    "base_model.torch_dtype": "float16",
+    "data_preprocessing.max_length": 99,
+    "data_preprocessing.seed": 7,
+    "dataset.eval_split": 0.2,
+    "dataset.train_file": "rows.jsonl",
+    "environment.seed": 7,
+    "generation.max_new_tokens": 7,
+    "generation.repetition_penalty": 1.2,
+    "generation.temperature": 0.3,
+    "generation.top_k": 7,
+    "generation.top_p": 0.5,
+    "hardware.device": "cpu",
+    "hardware.optimization.gradient_checkpointing": True,
+    "hardware.optimization.mixed_precision": "bf16",
+    "hardware.precision.cuda.use_tf32": True,
+    "model_app.config.default_model": "mine",
+    "monitoring.log_level": "debug",
+    "monitoring.track_training_metrics": False,
+    "training_args.dataloader_num_workers": 3,
+    "training_args.eval_strategy": "epoch",
+    "training_args.lr_scheduler_type": "cosine",
+    "training_args.num_train_epochs": 9,
+    "training_args.per_device_train_batch_size": 9,
 }
+SETTINGS_MOVED = [place for place, target in MOVED.items() if section_at(tuple(target.split("."))) is None]
 
 
-def test_every_second_place_is_listed_here() -> None:
-    assert {place: target for place, (target, _) in SECOND_PLACES.items()} == MOVED
-
-
-@pytest.mark.parametrize("place", [place for place in SECOND_PLACES if "." in place])
+@pytest.mark.parametrize("place", SETTINGS_MOVED)
 def test_a_second_place_means_the_first(loaded: Load, place: str) -> None:
-    target, value = SECOND_PLACES[place]
-    section, field = place.split(".")
-    found = loaded(f"s:\n  {section}:\n    {field}: {json.dumps(value)}\n")
-    assert dict(walk_leaves(found.strategy))[target] == value
-    assert found.origins[target].where == "f.yaml:3"
+    value = VALUES[MOVED[place]]
+    *sections, field = place.split(".")
+    lines = ["s:", *("  " * (depth + 1) + name + ":" for depth, name in enumerate(sections))]
+    lines.append("  " * len(lines) + f"{field}: {json.dumps(value)}")
+    found = loaded("\n".join(lines))
+    assert dict(walk_leaves(found.strategy))[MOVED[place]] == value
+    assert found.origins[MOVED[place]].where == f"f.yaml:{len(lines)}"
+    assert dict(walk_leaves(Strategy()))[MOVED[place]] != value
+
+
+def test_sections_have_second_places_too(loaded: Load) -> None:
+    assert set(MOVED) - set(SETTINGS_MOVED) == {"optimization", "training"}
+    strategy = loaded(
+        """
+        s:
+          optimization: {mixed_precision: bf16}
+          components: {fine_tuner: {config: {training: {batch_size: 3, num_epochs: 5-7, seed: 9}}}}
+        """
+    ).strategy
+    assert strategy.hardware.optimization.mixed_precision == "bf16"
+    assert strategy.training_args.per_device_train_batch_size == 3
+    assert str(strategy.training_args.num_train_epochs) == "5-7"
+    assert strategy.environment.seed == 9
 
 
 def test_base_model_may_be_a_plain_name(loaded: Load) -> None:
@@ -151,13 +180,51 @@ def test_accumulation_under_hardware_holds_where_training_args_has_none(loaded: 
     assert loaded("s: {name: x}").strategy.training_args.gradient_accumulation_steps == 1
 
 
-def test_a_section_in_two_places_is_refused(refused: Refuse) -> None:
+def test_a_section_in_two_places_is_one(loaded: Load, refused: Refuse) -> None:
     text = "s:\n  method: {r: 4}\n  components: {fine_tuner: {type: pytorch, config: {method: {alpha: 5}}}}\n"
-    error = refused(text)
-    assert "section method is there twice, first at f.yaml:2" in error.problem
-    assert error.where == "f.yaml:3"
+    method = loaded(text).strategy.method
+    assert (method.r, method.alpha) == (4, 5)
+    error = refused(text.replace("alpha: 5", "r: 5"))
+    assert (error.problem, error.where) == ("method.r is there twice, first at f.yaml:2", "f.yaml:3")
     text = "s:\n  optimization: {mixed_precision: fp16}\n  hardware: {optimization: {mixed_precision: no}}"
-    assert "section hardware.optimization is there twice" in refused(text).problem
+    assert "hardware.optimization.mixed_precision is there twice" in refused(text).problem
+
+
+@pytest.mark.parametrize("type_", ["lora", "qlora", "full_finetune"])
+def test_method_may_be_a_single_word(loaded: Load, type_: str) -> None:
+    found = loaded(f"s:\n  method: {type_}\n")
+    assert found.strategy.method == Method(type=type_)  # type: ignore[arg-type]
+    assert found.origins["method.type"].where == "f.yaml:2"
+    assert loaded("s: {name: x}", method=type_).strategy.method == found.strategy.method
+
+
+def test_method_auto_leaves_the_whole_adapter_to_the_guides_table(loaded: Load) -> None:
+    method = loaded("s: {method: auto}").strategy.method
+    assert method == Method(type="auto", r="auto", alpha="auto", dropout="auto")
+    assert method.target_modules is None
+    assert loaded("s: {method: {type: auto}}").strategy.method == Method(type="auto")
+
+
+def test_auto_is_a_number_to_come_or_nothing_given(loaded: Load) -> None:
+    strategy = loaded(
+        """
+        s:
+          hardware: {optimization: {gradient_checkpointing: auto, mixed_precision: auto}}
+          training_args: {per_device_train_batch_size: auto, gradient_accumulation_steps: auto}
+        """
+    ).strategy
+    assert strategy.hardware.optimization == Optimization()
+    args = strategy.training_args
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == ("auto", "auto")
+    with pytest.raises(AssertionError):
+        fixed_count(args.per_device_train_batch_size)
+    assert fixed_count(3) == 3
+    below = loaded("s: {hardware: {optimization: {gradient_accumulation_steps: auto}}}").strategy
+    assert below.training_args.gradient_accumulation_steps == "auto"
+    parent = (
+        "p: {optimization: {mixed_precision: fp16}}\ns: {extends: p, optimization: {mixed_precision: auto}}"
+    )
+    assert loaded(parent).strategy.hardware.optimization.mixed_precision is None
 
 
 def test_a_setting_under_two_names_is_refused(refused: Refuse) -> None:
@@ -171,6 +238,7 @@ def test_only_pytorch_trains(refused: Refuse) -> None:
     error = refused("s:\n  components:\n    fine_tuner:\n      type: llamafactory\n")
     assert "components.fine_tuner.type must be pytorch" in error.problem
     assert error.where == "f.yaml:4"
+    assert error.remedy.startswith("Write type: pytorch; the keys of config mean the same")
 
 
 @pytest.mark.parametrize(
@@ -185,9 +253,16 @@ def test_only_pytorch_trains(refused: Refuse) -> None:
         ("strategies:\n- name: s\n- name: s\n", "s is there twice, first in line 2", "f.yaml:3"),
         ("strategies: {}\ns: {}\n", "unknown key s beside strategies", "f.yaml:2"),
         ("../s: {}\n", "cannot be the name of a strategy", "f.yaml:1"),
-        ("s:\n  method: lora\n", "method must be a mapping of settings", "f.yaml:2"),
+        ("s:\n  method: dora\n", "method.type must be one of", "f.yaml:2"),
+        ("s:\n  training_args: lora\n", "training_args must be a mapping of settings", "f.yaml:2"),
+        ("version: 3\ns: {}\n", "the file is written in version 3", "f.yaml:1"),
+        ("s:\n  framework: {r: 3}\n", "unknown key framework.r", "f.yaml:2"),
         ("s:\n  components: []\n", "components must be a mapping of settings", "f.yaml:2"),
-        ("s:\n  components: {cloud_api: {}}\n", "unknown key components.cloud_api", "f.yaml:2"),
+        (
+            "s:\n  components: {cloud_api: {type: openai}}\n",
+            "components.cloud_api has no place here",
+            "f.yaml:2",
+        ),
         ("s:\n  components: {fine_tuner: {kind: x}}\n", "unknown key components.fine_tuner.kind", "f.yaml:2"),
         (
             "s:\n  components: {fine_tuner: {config: {model_app: {}}}}\n",

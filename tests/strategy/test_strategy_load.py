@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from llamafarm.errors import DataError, StrategyError
-from llamafarm.strategy import load
+from llamafarm.strategy import places
 from llamafarm.strategy.document import Node, read_document
 from llamafarm.strategy.load import (
-    MAX_ANCESTORS,
     LoadedStrategy,
     Origin,
     Override,
@@ -21,6 +20,7 @@ from llamafarm.strategy.load import (
     load_strategy,
     resolve_path,
 )
+from llamafarm.strategy.places import MAX_ANCESTORS
 from llamafarm.strategy.schema import Strategy, walk_leaves
 
 Load = Callable[..., LoadedStrategy]
@@ -131,10 +131,9 @@ def test_a_chain_of_extends_reads_its_file_once(loaded: Load, monkeypatch: pytes
         paths.append(path)
         return read_document(path, *options)
 
-    monkeypatch.setattr(load, "read_document", read)
+    monkeypatch.setattr(places, "read_document", read)
     loaded("s: {extends: t}\nt: {extends: u}\nu: {extends: v}\nv: {name: last}\n")
-    # Once to find the strategy, and once for all its parents.
-    assert len(paths) == 2
+    assert len(paths) == 1
 
 
 @pytest.mark.parametrize(
@@ -166,21 +165,21 @@ def test_a_single_strategy_needs_no_name(loaded: Load, refused: Refuse) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    presets = tmp_path / "package" / "presets"
-    presets.mkdir(parents=True)
-    monkeypatch.setattr(load, "PRESETS_FOLDER", presets)
+    folder = tmp_path / "package" / "presets"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(places, "PRESETS_FOLDER", folder)
     Path("demos").mkdir()
     Path("strategies.yaml").write_text(
         "both: {description: mine}\nchild:\n  extends: gpu\n  method: {r: 3}\n"
     )
     Path("demos/strategies.yaml").write_text("both: {description: demo}\ndemo: {method: {r: 2}}\n")
-    (presets / "gpu.yaml").write_text("gpu:\n  name: GPU\n  method:\n    alpha: 7\n")
-    return presets
+    (folder / "gpu.yaml").write_text("gpu:\n  name: GPU\n  method:\n    alpha: 7\n")
+    return folder
 
 
-def test_the_places_are_searched_in_order(places: Path) -> None:
+def test_the_places_are_searched_in_order(presets: Path) -> None:
     assert load_strategy("both").strategy.description == "mine"
     demo = load_strategy("demo")
     assert (demo.file, demo.strategy.method.r) == (Path("demos/strategies.yaml"), 2)
@@ -192,29 +191,29 @@ def test_the_places_are_searched_in_order(places: Path) -> None:
     assert caught.value.remedy == "Did you mean gpu? There are: both, child, demo, gpu."
 
 
-def test_a_strategy_may_extend_a_preset(places: Path) -> None:
+def test_a_strategy_may_extend_a_preset(presets: Path) -> None:
     child = load_strategy("child")
     assert (child.strategy.method.alpha, child.strategy.method.r) == (7, 3)
     assert child.origins["method.alpha"].kind == "preset"
     assert child.origins["method.r"] == Origin("strategy file", "strategies.yaml:4")
 
 
-def test_a_named_file_is_the_only_place(places: Path) -> None:
+def test_a_named_file_is_the_only_place(presets: Path) -> None:
     with pytest.raises(StrategyError, match="no strategy gpu"):
         load_strategy("gpu", file=Path("demos/strategies.yaml"))
 
 
-def test_without_a_name_only_the_first_place_is_looked_at(places: Path) -> None:
+def test_without_a_name_only_the_first_place_is_looked_at(presets: Path) -> None:
     with pytest.raises(StrategyError, match="not exactly one: both, child"):
         load_strategy(None)
     Path("strategies.yaml").write_text("mine: {}\n")
     assert load_strategy(None).key == "mine"
 
 
-def test_the_list_shows_the_first_of_a_key(places: Path) -> None:
+def test_the_list_shows_the_first_of_a_key(presets: Path) -> None:
     assert [(line.key, line.name, line.description, line.where) for line in list_strategies()] == [
         ("both", "", "mine", "strategies.yaml:1"),
-        ("child", "", "", "strategies.yaml:2"),
+        ("child", "GPU", "", "strategies.yaml:2"),
         ("demo", "", "", "demos/strategies.yaml:2"),
         ("gpu", "GPU", "", "presets/gpu.yaml:1"),
     ]

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    GetPydanticSchema,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError, core_schema
 
 AtLeastOne = Annotated[int, Field(ge=1, le=10**9)]
 NotNegativeInt = Annotated[int, Field(ge=0, lt=2**32)]
@@ -87,6 +98,38 @@ Epochs = Annotated[
     ),
 ]
 """A number of epochs, whole or not, or a range."""
+
+
+def or_auto(number: Any) -> GetPydanticSchema:
+    """Let a field's annotation take the word `auto` beside a number; faults are those of the number alone."""
+
+    def keep_auto(value: Any, validate: core_schema.ValidatorFunctionWrapHandler) -> Any:
+        return value if value == "auto" else validate(value)
+
+    def build(_: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_wrap_validator_function(
+            keep_auto, handler(number), serialization=core_schema.plain_serializer_function_ser_schema(_as_is)
+        )
+
+    def describe(_: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(TypeAdapter(number).core_schema), {"const": "auto"}]}
+
+    return GetPydanticSchema(build, describe)
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def fixed_count(value: int | Literal["auto"]) -> int:
+    """Return a count that training has put in the place of `auto`, or that never was one."""
+    assert value != "auto", "auto is resolved before a count is used"
+    return value
+
+
+def read_auto(value: Any) -> Any:
+    """Take the word `auto` for nothing given, in settings that are chosen from the device when unset."""
+    return None if value == "auto" else value
 
 
 def read_no(value: Any) -> Any:

@@ -16,12 +16,13 @@ from llamafarm.data.encode import EncodedRow, encode_conversations
 from llamafarm.data.records import DataFile
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import DataError
-from llamafarm.hardware.device import Device, PrecisionChoice, choose_precision, find_device
+from llamafarm.hardware.device import Device, find_device
+from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
 from llamafarm.model.hub import ModelSource, find_source
 from llamafarm.model.load import Base, find_base, load_config, load_model, load_tokenizer, tokenize_with
 from llamafarm.model.prompt import build_template
 from llamafarm.strategy.load import LoadedStrategy
-from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs
+from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
 from llamafarm.training.loop import Every, LoopPlan
 from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.rows import Choice, Limits, read_files, settle_rows, wants_evaluation
@@ -150,7 +151,8 @@ def plan_loop(strategy: Strategy, num_train_rows: int, *, has_evaluation: bool) 
     seed = strategy.environment.seed
     return LoopPlan(
         num_rows=num_train_rows,
-        rows_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps,
+        rows_per_step=fixed_count(args.per_device_train_batch_size)
+        * fixed_count(args.gradient_accumulation_steps),
         num_epochs=float(epochs.maximum) if isinstance(epochs, EpochRange) else float(epochs),
         min_epochs=float(epochs.minimum) if isinstance(epochs, EpochRange) else 0.0,
         shuffle=preprocessing.shuffle,
@@ -180,13 +182,14 @@ def _saving_rhythm(args: TrainingArgs, evaluate_every: Every | None) -> Every | 
 
 
 def _settle_precision(strategy: Strategy, device: Device) -> PrecisionChoice:
-    precision = getattr(strategy.hardware.precision, device.kind)
-    return choose_precision(
-        device,
-        strategy.hardware.optimization.mixed_precision,
-        use_fp16=precision.use_fp16,
-        use_bf16=precision.use_bf16,
+    block = getattr(strategy.hardware.precision, device.kind)
+    wishes = PrecisionWishes(
+        mixed_precision=strategy.hardware.optimization.mixed_precision,
+        use_fp16=block.use_fp16,
+        use_bf16=block.use_bf16,
+        use_tf32=getattr(block, "use_tf32", None),
     )
+    return choose_precision(device, wishes)
 
 
 def _settle_base(loaded: LoadedStrategy, choices: list[Choice]) -> Base:

@@ -20,6 +20,9 @@ TOP_LEVEL_ONLY = ("name", "description", "model_app")
 FINE_TUNER = ("components", "fine_tuner")
 CONFIG = (*FINE_TUNER, "config")
 
+_FORMAT = ("prompt_template", "format")
+_ELLIPSES = ("...", "…")
+_NOT_WRITTEN_YET = "an ellipsis is a template that is not written yet, so that the model's own is used"
 _AUTO_METHOD = ("type", "r", "alpha", "dropout")
 _TUNERS = {
     "llamafactory": "Write type: pytorch; the keys of config mean the same.",
@@ -127,6 +130,9 @@ class _Flattener:
     def _put(self, path: tuple[str, ...], node: Node, written: tuple[str, ...]) -> None:
         if section_at(path[:-1]) is None:
             self._add(unknown_key(written, node.origin))
+            return
+        if path == _FORMAT and node.value in _ELLIPSES:
+            self._answer(".".join(written), _NOT_WRITTEN_YET, node)
             return
         parent = self._reach(path[:-1], node.origin)
         if path[-1] in parent:

@@ -127,6 +127,10 @@ def _name(method: Method) -> str:
 
 
 def _frozen_dtype(preparation: Preparation, strategy: Strategy) -> torch.dtype:
+    if preparation.method.bias != "none":
+        # What is trained is in fp32, and a layer's bias is what its weight is.
+        preparation.choices.append(Choice("base weights", "fp32", "biases are trained beside them"))
+        return torch.float32
     return _NAMED.get(strategy.base_model.torch_dtype, _COMPUTED[preparation.precision.name])
 
 

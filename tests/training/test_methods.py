@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llamafarm.evaluation.evaluate import evaluate_model
 from llamafarm.evaluation.loss import LossResult
@@ -236,3 +236,61 @@ def test_auto_is_settled_and_told_before_training(train: Train) -> None:
     told = {choice["setting"]: choice["value"] for choice in record["choices"]}
     assert (told["method.type"], told["method.r"], told["method.dropout"]) == ("lora", "4", "0.1")
     assert record["settings"]["method"]["r"] == "auto", "what was asked for is kept"
+
+
+@pytest.fixture
+def base_with_biases(tmp_path: Path, tiny_base: Path) -> Path:
+    """A random Qwen2, whose q, k and v have biases."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    config = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    folder = tmp_path / "biased"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("bias", "num_trained"), [("none", 0), ("lora_only", 2), ("all", 3)])
+def test_biases_are_trained_in_fp32_under_mixed_precision(
+    train: Train, base_with_biases: Path, bias: str, num_trained: int
+) -> None:
+    result = train(
+        base_model__huggingface_id=str(base_with_biases),
+        hardware__optimization__mixed_precision="bf16",
+        method__bias=bias,
+    )
+    tensors = load_file(result.final_model / "adapter_model.safetensors")
+    biases = {name: tensor for name, tensor in tensors.items() if name.endswith("bias")}
+    assert len(biases) == num_trained
+    assert all(tensor.dtype == torch.float32 and tensor.any() for tensor in biases.values())
+
+
+def test_the_base_of_trained_biases_is_loaded_anew(
+    train: Train, base_with_biases: Path, token_ids: torch.Tensor
+) -> None:
+    """Switching the adapter off would leave the trained biases on."""
+    result = train(base_model__huggingface_id=str(base_with_biases), method__bias="all")
+    untouched = logits_of(AutoModelForCausalLM.from_pretrained(base_with_biases), token_ids)
+    opened = open_final_model(result.final_model, "cpu")
+    with opened.base_beside() as base:
+        assert torch.equal(logits_of(base.model, token_ids), untouched)
+    assert torch.equal(logits_of(opened.as_base().model, token_ids), untouched)
+    assert not torch.equal(logits_of(opened.model, token_ids), untouched)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_frozen_weights_are_held_as_torch_dtype_says(
+    train: Train, trained_models: list[Any], dtype: str
+) -> None:
+    train(training_args__max_steps=1, base_model__torch_dtype=dtype)
+    frozen = {p.dtype for p in trained_models[0].parameters() if not p.requires_grad}
+    assert frozen == {getattr(torch, dtype)}

@@ -81,3 +81,38 @@ def test_every_schedule_of_the_schema_keeps_to_the_highest_rate(name: str) -> No
     rates = learning_rates(10, lr_scheduler_type=name, warmup_steps=2)
     assert max(rates) == pytest.approx(0.01)
     assert min(rates) >= 0
+
+
+class _Adapted(nn.Module):
+    """Names as PEFT gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 4, bias=False)})
+        self.bias = nn.Parameter(torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "cosine", "constant_with_warmup", "polynomial", "inverse_sqrt", "constant"]
+)
+def test_b_matrices_learn_faster_by_the_ratio_at_every_step(name: str) -> None:
+    model = nn.ModuleDict({"q_proj": _Adapted()})
+    settings = replace(SETTINGS, lr_scheduler_type=name, warmup_steps=2, loraplus_lr_ratio=16.0)
+    optimizer, scheduler = build_optimizer(model, settings, 10)
+    plain = learning_rates(10, lr_scheduler_type=name, warmup_steps=2)
+    layer = model["q_proj"]
+    for rate in plain:
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert rates[id(layer.lora_A["default"].weight)] == pytest.approx(rate)
+        assert rates[id(layer.bias)] == pytest.approx(rate)
+        assert rates[id(layer.lora_B["default"].weight)] == pytest.approx(16 * rate)
+        assert scheduler.get_last_lr()[0] == pytest.approx(rate), "what metrics report"
+        optimizer.step()
+        scheduler.step()
+
+
+def test_without_a_ratio_all_matrices_learn_at_one_rate() -> None:
+    optimizer, _ = build_optimizer(nn.ModuleDict({"q_proj": _Adapted()}), SETTINGS, 10)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01]
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.1]

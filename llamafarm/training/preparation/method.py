@@ -105,20 +105,36 @@ def check_method(loaded: LoadedStrategy) -> list[str]:
         if _NEARNESS.index(origin.kind) >= _NEARNESS.index(type_origin.kind):
             raise StrategyError(problem, where=str(origin), remedy=f"Remove {key}, or choose another type.")
         warnings.append(f"{problem} ({origin})")
+    if method.type == "qlora" and method.bias != "none":
+        raise StrategyError(
+            f"method.bias {method.bias} does not go with qlora: the biases of 4-bit layers are held in the "
+            "numbers that are computed with",
+            where=str(loaded.origins["method.bias"]),
+            remedy="Leave bias out, or write type: lora.",
+        )
+    if method.type == "full_finetune" or method.bias != "none":
+        _check_dtype(loaded)
     if method.type == "full_finetune":
-        warnings += _check_full(loaded)
+        warnings += _check_learning_rate(loaded)
     return warnings
 
 
-def _check_full(loaded: LoadedStrategy) -> list[str]:
+def _check_dtype(loaded: LoadedStrategy) -> None:
+    """Raise `StrategyError` where weights are to be trained in 16 bits; an adapter is in fp32 anyway."""
     dtype = loaded.strategy.base_model.torch_dtype
-    if dtype not in ("auto", "float32"):
-        raise StrategyError(
-            f"base_model.torch_dtype {dtype} does not go with full_finetune: in 16 bits most updates are too "
-            "small to change a weight",
-            where=str(loaded.origins["base_model.torch_dtype"]),
-            remedy="Leave torch_dtype out; mixed_precision decides what is computed with.",
-        )
+    if dtype in ("auto", "float32"):
+        return
+    method = loaded.strategy.method
+    what = method.type if method.type == "full_finetune" else f"method.bias {method.bias}"
+    raise StrategyError(
+        f"base_model.torch_dtype {dtype} does not go with {what}: in 16 bits most updates are too small to "
+        "change a weight",
+        where=str(loaded.origins["base_model.torch_dtype"]),
+        remedy="Leave torch_dtype out; mixed_precision decides what is computed with.",
+    )
+
+
+def _check_learning_rate(loaded: LoadedStrategy) -> list[str]:
     rate = loaded.strategy.training_args.learning_rate
     if rate <= _HIGHEST_FULL_LEARNING_RATE:
         return []

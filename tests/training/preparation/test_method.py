@@ -138,8 +138,23 @@ def test_full_finetune_refuses_16_bit_weights(load: Load, dtype: str) -> None:
         check_method(loaded)
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_are_not_trained_in_16_bits(load: Load, bias: str) -> None:
+    with pytest.raises(StrategyError, match=f"torch_dtype bfloat16 does not go with method.bias {bias}"):
+        check_method(load([], method__bias=bias, base_model__torch_dtype="bfloat16"))
+    assert check_method(load([], method__bias=bias)) == []
+
+
 @pytest.mark.parametrize("settings", [{"method__use_dora": True}, {"method__type": "qlora"}])
 def test_pissa_beside_what_it_does_not_go_with_is_refused(load: Load, settings: dict[str, Any]) -> None:
     with pytest.raises(StrategyError, match="init_lora_weights pissa together with") as caught:
         load([], method__init_lora_weights="pissa", **settings)
     assert caught.value.remedy == "Remove one of them."
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_are_not_trained_beside_4_bit_weights(load: Load, bias: str) -> None:
+    with pytest.raises(StrategyError, match=f"method.bias {bias} does not go with qlora") as caught:
+        check_method(load([], method__type="qlora", method__bias=bias))
+    assert "strategies.yaml:" in caught.value.where
+    assert check_method(load([], method__type="lora", method__bias=bias)) == []

@@ -133,7 +133,7 @@ class _Flattener:
             return
         if path == _FORMAT and node.value in _ELLIPSES:
             self._answer(".".join(written), _NOT_WRITTEN_YET, node)
-            return
+            node = Node(None, node.origin)
         parent = self._reach(path[:-1], node.origin)
         if path[-1] in parent:
             first = parent[path[-1]].origin.where

@@ -1,6 +1,6 @@
 """10,000 broken strategies: no traceback, no hang, and single defects named by key and line.
 
-    nice -n 10 python benchmarks/strategy_fuzz.py [--cases 10000] [--seed 1]
+    nice -n 10 python benchmarks/strategy_fuzz.py [--cases 10000] [--seed 1] [--only WORD]
 
 Valid strategies (the guide's, the demos', the presets' and random ones) get a defect each, whose key and line
 the generator knows (`strategy_mutations.py` says what is expected for each kind), and are loaded. Exits 1
@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 import strategy_key_mutations  # noqa: F401  adds its kinds to MUTATIONS
+import strategy_override_mutations  # noqa: F401
 from strategy_mutations import MUTATIONS, Case, make_case
 from strategy_seeds import LEAVES, Seed, make_seeds
 from strategy_text_mutations import LARGE
@@ -83,7 +84,7 @@ def judge(case: Case, folder: Path) -> Verdict:
     start = time.perf_counter()
     try:
         with _limit(2 * MAX_SECONDS):
-            load_strategy(case.strategy, file=file)
+            load_strategy(case.strategy, file=file, overrides=case.overrides)
     except (StrategyError, DataError) as error:
         outcome, said = "refused", str(error)
         is_named = _is_named(case, error, str(file))
@@ -101,19 +102,19 @@ def _is_named(case: Case, error: StrategyError | DataError, file: str) -> bool:
     if not all(name in error.problem for name in expected.names):
         return False
     if not expected.lines:
-        return True
+        return not expected.option or error.where == expected.option
     place, _, line = error.where.rpartition(":")
     distances = [abs(int(line) - wanted) for wanted in expected.lines] if line.isdecimal() else []
     return place == file and bool(distances) and min(distances) <= expected.tolerance
 
 
-def make_cases(num_cases: int, seed: int, num_random_seeds: int) -> Iterator[Case]:
-    """Yield cases, each kind as often as the others but for large files."""
+def make_cases(num_cases: int, seed: int, num_random_seeds: int, only: str = "") -> Iterator[Case]:
+    """Yield cases, each kind as often as the others but for large files; `only` those with a word in it."""
     rng = random.Random(seed)
     seeds: Sequence[Seed] = make_seeds(rng, num_random_seeds)
     num_made = 0
     for turn in range(num_cases):
-        for kind in MUTATIONS:
+        for kind in [kind for kind in MUTATIONS if only in kind]:
             if kind == LARGE and turn % _LARGE_EVERY:
                 continue
             if num_made == num_cases:
@@ -143,11 +144,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="only the kinds with this in their name")
     parser.add_argument("--show", type=int, default=0, help="print so many cases of each kind not named")
     options = parser.parse_args()
     verdicts = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in make_cases(options.cases, options.seed, max(20, options.cases // 50)):
+        for case in make_cases(options.cases, options.seed, max(20, options.cases // 50), options.only):
             verdicts.append(judge(case, Path(folder)))
     by_kind = defaultdict(list)
     for verdict in verdicts:

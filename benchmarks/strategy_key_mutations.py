@@ -18,7 +18,7 @@ from strategy_mutations import (
     pick,
     plant,
 )
-from strategy_seeds import CONFIG, LEAVES, SECTIONS, Seed, settle_path, valid_value
+from strategy_seeds import KNOWN_NAMES, LEAVES, SECTIONS, Seed, settle_path, valid_value
 
 from llamafarm.strategy.spelling import MOVED
 
@@ -28,13 +28,6 @@ _FOREIGN = (
 )
 """Keys of Axolotl and LLaMA-Factory."""
 
-_KNOWN = {
-    *(name for path in LEAVES for name in path),
-    *CONFIG,
-    *("extends", "strategies", "version"),
-    *(name for written in MOVED for name in written.split(".")),
-}
-
 
 @mutation("misspelt key")
 def _misspelt(rng: random.Random, seed: Seed) -> Case | None:
@@ -42,7 +35,7 @@ def _misspelt(rng: random.Random, seed: Seed) -> Case | None:
     if key is None:
         return None
     slip = rng.choice((misspell(rng, key.name), misspell(rng, key.name), key.name.upper(), key.name.title()))
-    if slip in _KNOWN or not slip[:1].isalpha():
+    if slip in KNOWN_NAMES or not slip[:1].isalpha():
         return None
     lines = seed.lines
     lines[key.line] = lines[key.line].replace(key.name, slip, 1)

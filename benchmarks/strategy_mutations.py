@@ -6,7 +6,7 @@ What is expected is settled here and nowhere else:
 * a defect of a key or its value is named by that key (or by the anchor, the tag or the strategy that is
   wrong, where that is the defect), with the exact line;
 * a defect of the text (a quote, a bracket, a colon, an indent) by its line, give or take one;
-* a defect of the whole file, which has no line, by words;
+* a defect of the whole file, which has no line, by words; one on the command line by key and option;
 * `Expected()` expects nothing but an end within seconds and no traceback: several defects at once, noise, and
   what may be valid.
 """
@@ -30,6 +30,8 @@ class Expected:
     """One of them in its place, counted from 1."""
     tolerance: int = 0
     """How many lines beside."""
+    option: str = ""
+    """What is in its place where no line is: an option of the command line."""
 
     @property
     def is_single_defect(self) -> bool:
@@ -47,6 +49,8 @@ class Case:
     expected: Expected
     setting: tuple[str, ...] = ()
     """The setting that the defect is in, if it is in one."""
+    overrides: tuple[tuple[str, str], ...] = ()
+    """What `--set` gives, as path and text."""
 
 
 Mutation = Callable[[random.Random, Seed], Case | None]

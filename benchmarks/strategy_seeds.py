@@ -83,6 +83,14 @@ LEAVES = _read_leaves()
 SECTIONS = {path[:depth] for path in LEAVES for depth in range(1, len(path))}
 _MOVED = {tuple(written.split(".")): tuple(place.split(".")) for written, place in MOVED.items()}
 
+KNOWN_NAMES = {
+    *(name for path in LEAVES for name in path),
+    *(name for written in MOVED for name in written.split(".")),
+    *CONFIG,
+    *("extends", "strategies", "version"),
+}
+"""What no slip of the hand may happen to be."""
+
 
 def settle_path(written: tuple[str, ...]) -> tuple[str, ...]:
     """Return the place in the schema of a key such as `components.fine_tuner.config.method.r`."""

@@ -162,7 +162,7 @@ def _other_shape(rng: random.Random, seed: Seed) -> Case | None:
             ("method:\n  r: 4\ntraining_args:\n  max_steps: 1\n", "method", 1),
             ("components:\n  fine_tuner: {}\n", "components", 1),
             ("strategies: 5\n", "strategies", 1),
-            ("version: v1\nstrategies:\n- name: a\n- method: {r: 1}\n", "no name", 4),
+            ("version: 1\nstrategies:\n- name: a\n- method: {r: 1}\n", "no name", 4),
             ("strategies:\n- name: one\n- name: two\n- name: one\n", "one", 4),
             (f"strategies:\n  {seed.strategy}: {{}}\nmodels: {{}}\n", "models", 3),
         )
@@ -178,9 +178,11 @@ def _extends(rng: random.Random, seed: Seed) -> Case | None:
     at = lines.index(header) + 1
     indent = " " * seed.keys[0].indent
     other = ["other:", "  extends: third", "third:", f"  extends: {seed.strategy}"]
+    # One that has a preset's name may extend that preset.
+    itself = seed.strategy if seed.strategy.startswith(("strategy_", "fragment")) else "other"
     value, after, word = rng.choice(
         (
-            (seed.strategy, [], "circle"),
+            (itself, [] if itself == seed.strategy else other, "circle"),
             ("other", other, "circle"),
             ("third", other[2:], "circle"),
             ("nowhere", [], "nowhere"),

@@ -89,6 +89,7 @@ def test_the_command_line_says_three_lines_and_exits_with_2(
     for number, case in enumerate(single[:: len(single) // NUM_COMMANDS]):
         Path("s.yaml").write_bytes(case.content)
         arguments = ["cli.py", "setup", "s.yaml", "--verify-only", "--strategy", case.strategy]
+        arguments += [f"--set={path}={text}" for path, text in case.overrides]
         prints_json = number % 5 == 0
         monkeypatch.setattr(sys, "argv", arguments + ["--json"] * prints_json)
         capsys.readouterr()

@@ -9,7 +9,7 @@ endif
 export UV_NO_PROGRESS ?= 1
 RUN := $(UV) run --no-sync
 
-.PHONY: setup demo test lint types contract check clean
+.PHONY: setup demo test lint types contract docs check clean
 
 setup: .venv/installed
 
@@ -36,6 +36,10 @@ types: setup
 
 contract: setup
 	$(RUN) lint-imports
+
+# The generated pages: docs/reference/ and docs/guide/tables.md. The tests fail when one is stale.
+docs: setup
+	$(RUN) python tools/write_reference.py
 
 check: lint types contract test
 

@@ -57,6 +57,8 @@ class Node:
 
     value: Scalar | dict[str, Node] | list[Node]
     origin: Origin
+    other_name: str = ""
+    """What the file calls the setting, where that is not its own name."""
 
     def plain(self) -> Any:
         """Return the value without origins."""

@@ -118,17 +118,19 @@ def describe_errors(error: ValidationError, tree: Node) -> list[Fault]:
     faults = []
     for detail in error.errors(include_url=False):
         path = detail["loc"]
-        origin = _origin_at(tree, path)
+        origin, other_name = _find_value(tree, path)
         if detail["type"] == "extra_forbidden":
             faults.append(unknown_key(tuple(map(str, path)), origin))
             continue
-        faults.append(_describe_value(detail, path, origin))
+        shown = _show_path(path) + (f" (written as {other_name})" if other_name else "")
+        faults.append(_describe_value(detail, path, shown, origin))
     return faults
 
 
-def _describe_value(detail: Mapping[str, Any], path: tuple[str | int, ...], origin: Origin) -> Fault:
+def _describe_value(
+    detail: Mapping[str, Any], path: tuple[str | int, ...], shown: str, origin: Origin
+) -> Fault:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    shown = _show_path(path)
     got = f" (got {show_value(value)})"
     names = tuple(part for part in path if isinstance(part, str))
     if kind == "literal_error":
@@ -199,9 +201,9 @@ def _show_path(path: tuple[str | int, ...]) -> str:
     return shown
 
 
-def _origin_at(tree: Node, path: tuple[str | int, ...]) -> Origin:
-    """Return the origin of the value at a path, or of the nearest thing above it that was written."""
-    node = tree
+def _find_value(tree: Node, path: tuple[str | int, ...]) -> tuple[Origin, str]:
+    """Return the origin of the value at a path, or of the nearest thing above it, and its other name."""
+    node, other_name = tree, ""
     for part in path:
         value = node.value
         children: Mapping[Any, Node] = {}
@@ -210,4 +212,5 @@ def _origin_at(tree: Node, path: tuple[str | int, ...]) -> Origin:
         if part not in children:
             break
         node = children[part]
-    return node.origin
+        other_name = node.other_name or other_name
+    return node.origin, other_name

@@ -8,7 +8,7 @@ what the flat tree could not show is a fault here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llamafarm.strategy.document import Node, Origin, show_key
 from llamafarm.strategy.faults import Fault, show_value, unknown_key
@@ -143,7 +143,7 @@ class _Flattener:
                 problem += f" ({other} is another name for it)"
             self._add(Fault(problem, node.origin.where, "Remove one of the two."))
             return
-        parent[path[-1]] = node
+        parent[path[-1]] = node if written[-1] == path[-1] else replace(node, other_name=".".join(written))
 
     def _reach(self, path: tuple[str, ...], origin: Origin) -> dict[str, Node]:
         """Return the mapping at a path, made where it is not there yet."""

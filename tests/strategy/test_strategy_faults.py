@@ -148,6 +148,20 @@ def test_a_strange_key_does_not_break_the_three_lines(refused: Refuse) -> None:
     assert len(refused(f"s:\n  {'k' * 500}: 1\n").problem) < 200
 
 
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("training_args: {max_seq_length: 0}", "max_length (written as training_args.max_seq_length)"),
+        ("training: {epochs: none}", "num_train_epochs (written as training.epochs)"),
+        ("training: {learning_rate: 2}", "learning_rate must"),
+    ],
+)
+def test_a_wrong_value_is_told_by_the_name_that_the_file_has_for_it(
+    refused: Refuse, written: str, problem: str
+) -> None:
+    assert problem in refused(f"s:\n  {written}\n").problem
+
+
 def test_a_fault_on_the_command_line_names_the_option(refused: Refuse) -> None:
     error = refused("s: {name: x}", method__r="0")
     assert (error.problem, error.where) == ("method.r must be at least 1 (got 0)", "--set method.r")

@@ -47,7 +47,6 @@ _OFF = "it is read only where the key above it is switched on, and that is refus
 RETIRED: dict[str, str] = {
     "base_model.low_cpu_mem_usage": "weights are always read straight from their file",
     "base_model.attn_implementation": _KERNELS,
-    "components.converters.gguf.auto_install": "nothing has to be installed or compiled to convert",
     "components.repository.private": _UPLOAD,
     "components.repository.repo_id": _UPLOAD,
     "components.repository.config.private": _UPLOAD,

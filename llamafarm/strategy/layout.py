@@ -14,9 +14,8 @@ from llamafarm.strategy.foreign import TOOLS
 from llamafarm.strategy.schema import Strategy
 from llamafarm.strategy.spelling import recognise_tool, section_at
 
-STRATEGY_KEY = r"[^\W_][\w.-]{0,99}"
-_STRATEGY_KEY = re.compile(STRATEGY_KEY)
-_VERSIONS = ("1", "1.0", "2", "2.0")
+_STRATEGY_KEY = re.compile(r"[^\W_][\w.-]{0,99}")
+VERSIONS = ("1", "1.0", "2", "2.0")
 _MAX_TRANSLATIONS = 12
 
 
@@ -57,11 +56,11 @@ def split_strategies(root: Node) -> dict[str, Node]:
 
 
 def _check_version(node: Node) -> None:
-    if str(node.value) not in _VERSIONS:
+    if str(node.value) not in VERSIONS:
         raise StrategyError(
             f"the file is written in version {show_value(node.value)} of the strategy language",
             where=node.origin.where,
-            remedy=f"Remove the line, or write one that is known: {', '.join(_VERSIONS)}.",
+            remedy=f"Remove the line, or write one that is known: {', '.join(VERSIONS)}.",
         )
 
 

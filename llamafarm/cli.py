@@ -19,6 +19,7 @@ import typer
 from llamafarm import terminal
 from llamafarm.commands.complete import complete
 from llamafarm.commands.data import split
+from llamafarm.commands.doctor import doctor
 from llamafarm.commands.evaluate import evaluate
 from llamafarm.commands.recommend import recommend
 from llamafarm.commands.setup import setup
@@ -73,7 +74,7 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Work on data files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (setup, train, complete, evaluate, recommend):
+for verb in (setup, train, complete, evaluate, recommend, doctor):
     app.command()(_guard(verb))
 data_app.command()(_guard(split))
 app.add_typer(data_app, name="data")

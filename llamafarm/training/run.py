@@ -13,12 +13,11 @@ import torch
 
 from llamafarm import terminal
 from llamafarm.errors import OutputError
-from llamafarm.hardware.device import installed_versions
+from llamafarm.hardware.libraries import installed_versions
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import packed_attention
 from llamafarm.model.weights import Trained, form_of, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
-from llamafarm.strategy.schema import Strategy
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.prepare import Preparation, prepare
 from llamafarm.training.record import (
@@ -41,7 +40,7 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     preparation = prepare(loaded)
     check_output_dir(preparation.output_dir, overwrite=overwrite)
 
-    precision = _precision(preparation, strategy)
+    precision = _precision(preparation)
     model, dropout_plan = open_for_training(preparation, strategy)
     show_preparation(preparation)
 
@@ -78,10 +77,9 @@ def show_preparation(preparation: Preparation) -> None:
     terminal.say(f"{'output':<16}{preparation.output_dir}")
 
 
-def _precision(preparation: Preparation, strategy: Strategy) -> Precision:
+def _precision(preparation: Preparation) -> Precision:
     kind, name = preparation.device.kind, preparation.precision.name
-    if kind == "cuda" and strategy.hardware.precision.cuda.use_tf32 is not None:
-        torch.set_float32_matmul_precision("high" if strategy.hardware.precision.cuda.use_tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if preparation.precision.uses_tf32 else "highest")
     if name == "fp32":
         return Precision(nullcontext)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]

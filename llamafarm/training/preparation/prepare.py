@@ -21,9 +21,11 @@ from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choos
 from llamafarm.model.hub import ModelSource, find_source
 from llamafarm.model.load import Base, find_base, load_config, load_model, load_tokenizer, tokenize_with
 from llamafarm.model.prompt import build_template
+from llamafarm.planning.guide.match import most_rows_at_once
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
 from llamafarm.training.loop import Every, LoopPlan
+from llamafarm.training.preparation.batch import settle_batch_size
 from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.rows import Choice, Limits, read_files, settle_rows, wants_evaluation
 
@@ -91,6 +93,10 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
             remedy="Raise data_preprocessing.max_length, or shorten the rows.",
         )
     _check_evaluation(strategy, eval_rows, files[-1].path)
+    most_rows = most_rows_at_once(device.kind, device.name, device.memory_gb)
+    args, chosen = settle_batch_size(strategy.training_args, len(train_rows), most_rows, device.description)
+    choices += chosen
+    strategy = strategy.model_copy(update={"training_args": args})
     plan = plan_loop(strategy, len(train_rows), has_evaluation=bool(eval_rows))
     if plan.saves_best and plan.save_every is None:
         choices.append(Choice("checkpoints", "the best one only", "load_best_model_at_end reads it back"))

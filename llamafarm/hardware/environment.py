@@ -1,0 +1,48 @@
+"""The environment variables that reach a run, and what each does here. Secrets are never shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """An environment variable that somebody here listens to."""
+
+    name: str
+    effect: str
+    is_secret: bool = False
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable("HF_TOKEN", "account for gated and private models on the Hub", is_secret=True),
+    Variable("HF_HOME", "folder of downloaded models, unless base_model.cache_dir is set"),
+    Variable("HF_ENDPOINT", "another address of the Hub"),
+    Variable("HF_HUB_OFFLINE", "1 asks the Hub for nothing"),
+    Variable("PYTORCH_CUDA_ALLOC_CONF", "how PyTorch cuts the GPU's memory, against fragments of it"),
+    Variable("CUDA_VISIBLE_DEVICES", "the NVIDIA GPUs that are seen; the first is used"),
+    Variable("HIP_VISIBLE_DEVICES", "the AMD GPUs that are seen; the first is used"),
+    Variable("TRANSFORMERS_VERBOSITY", "how much transformers prints"),
+    Variable("WANDB_MODE", "read by Weights & Biases; nothing is sent to it by this version"),
+    Variable("OLLAMA_HOST", "address of the Ollama server"),
+    Variable("OMP_NUM_THREADS", "threads of a matrix product on the processor"),
+)
+
+_CREDENTIALS = re.compile(r"//[^/@\s]+@")
+
+
+def show_environment(environment: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
+    """Return name, value and effect of every variable; a secret is only set or not set."""
+    values = os.environ if environment is None else environment
+    return [
+        (variable.name, _show(variable, values.get(variable.name)), variable.effect) for variable in VARIABLES
+    ]
+
+
+def _show(variable: Variable, value: str | None) -> str:
+    if not value:
+        return "not set"
+    return "set" if variable.is_secret else _CREDENTIALS.sub("//", value)

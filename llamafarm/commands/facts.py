@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llamafarm.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from llamafarm.data.records import Conversation
-    from llamafarm.hardware.device import Device
+    from llamafarm.hardware.machine import Machine
     from llamafarm.planning.recommend import Facts
 
 _CHARACTERS_PER_TOKEN = 4
@@ -20,8 +19,7 @@ _EMBEDDED = "cria-5m"
 _ASSETS = Path(__file__).parent.parent / "assets"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelFacts(NamedTuple):
     """A base model: what to call it in a strategy, its size, its folder if it is here, how that is known."""
 
     name: str | None
@@ -30,8 +28,7 @@ class ModelFacts:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleFacts:
+class ExampleFacts(NamedTuple):
     """The examples: their file, number and longest one, as far as known, and how that is known."""
 
     train_file: str | None
@@ -40,8 +37,7 @@ class ExampleFacts:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class MachineFacts:
+class MachineFacts(NamedTuple):
     """The device, its memory, and how that is known."""
 
     kind: str
@@ -178,38 +174,29 @@ def _longest(rows: Sequence[Conversation], folder: Path | None) -> tuple[int, st
     return -(-longest // _CHARACTERS_PER_TOKEN), "its characters / 4: the tokenizer is not on this machine"
 
 
-def find_machine(wanted: str, memory_gb: float | None) -> MachineFacts:
-    """Return the device to recommend for: this machine's, or any other by its kind and memory.
+def find_machine(wanted: str, memory_gb: float | None, machine: Machine | None = None) -> MachineFacts:
+    """Return the device to recommend for: that of a machine, this one unless given, or any by its memory.
 
-    Raises `InputError` if the device is not here and its memory is not given.
+    Raises `InputError` if the device is not there and its memory is not given.
     """
     if wanted != "auto" and memory_gb is not None:
         kind = "cuda" if wanted == "rocm" else wanted
         return MachineFacts(kind, "", memory_gb, None, f"{wanted} with {memory_gb:g} GB, as given")
     from llamafarm.errors import MachineError
     from llamafarm.hardware.device import find_device
+    from llamafarm.hardware.machine import read_machine
 
+    machine = machine or read_machine()
     try:
-        device = find_device(wanted)
+        device = find_device(wanted, machine)
     except MachineError:
         raise InputError(
             f"there is no {wanted} device on this machine to ask for its memory",
             where="--device",
             remedy="Give its memory in GB, such as --memory-gb 16, or leave --device out.",
         ) from None
-    has_bf16, own_gb = _ask(device)
-    given = "" if memory_gb is None else ", as given"
-    memory = own_gb if memory_gb is None else memory_gb
-    source = f"{device.description}, {memory:.3g} GB{given}"
-    return MachineFacts(device.kind, device.description, memory, has_bf16, source)
-
-
-def _ask(device: Device) -> tuple[bool | None, float]:
-    """Return whether a device computes in bf16, where that is asked, and its memory in GB."""
-    if device.kind == "cuda":
-        import torch
-
-        return torch.cuda.is_bf16_supported(), torch.cuda.get_device_properties(0).total_memory / 2**30
-    import os
-
-    return None, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    has_bf16 = None if device.gpu is None else device.gpu.has_bf16
+    # Apple's chips are sold, and listed in the guide, by the main memory that their GPU shares.
+    own_gb = device.memory_gb if device.kind == "cuda" else machine.memory_bytes / 2**30
+    memory, given = (own_gb, "") if memory_gb is None else (memory_gb, ", as given")
+    return MachineFacts(device.kind, device.name, memory, has_bf16, f"{device.name}, {memory:.3g} GB{given}")

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 import llamafarm
 from llamafarm.commands.facts import find_examples, find_machine, find_model
 from llamafarm.errors import DataError, InputError
+from llamafarm.hardware.machine import Gpu, Machine
 from llamafarm.strategy.load import load_strategy
 
 CPU = ("--device", "cpu", "--memory-gb", "16")  # described, so that torch is not asked
@@ -113,17 +115,26 @@ def test_what_cannot_be_gone_by_is_refused(
     assert words in said.err
 
 
-def test_a_device_that_is_not_here_is_described_by_its_memory() -> None:
-    import torch
+GIB = 2**30
+PLAIN = Machine("Linux", "x86_64", "Some CPU", 8, frozenset(), 32 * GIB, 20 * GIB)
+RTX_3090 = Gpu("cuda", "NVIDIA GeForce RTX 3090", 24 * GIB, 20 * GIB, (8, 6), has_bf16=True)
+M1 = Gpu("mps", "Apple M1", 10 * GIB, 8 * GIB)
 
-    if torch.backends.mps.is_available():
-        pytest.skip("this machine has one")
+
+def test_the_device_is_that_of_the_machine() -> None:
+    gpu = find_machine("auto", None, replace(PLAIN, gpus=(RTX_3090,)))
+    assert gpu[:4] == ("cuda", "NVIDIA GeForce RTX 3090", 24, True)
+    chip = find_machine("mps", None, replace(PLAIN, memory_bytes=16 * GIB, gpus=(M1,)))
+    assert chip[:4] == ("mps", "Apple M1", 16, False)  # the shared memory, by which the guide lists it
+    assert find_machine("auto", None, PLAIN)[:4] == ("cpu", "CPU", 32, None)
+    assert find_machine("auto", 16, PLAIN).source == "CPU, 16 GB, as given"
+
+
+def test_a_device_that_is_not_there_is_described_by_its_memory() -> None:
     with pytest.raises(InputError, match="no mps device"):
-        find_machine("mps", None)
-    machine = find_machine("mps", 16)
-    assert (machine.kind, machine.memory_gb) == ("mps", 16)
-    assert find_machine("auto", 16).source.endswith("16 GB, as given")
-    assert find_machine("cpu", None).memory_gb > 0.1
+        find_machine("mps", None, PLAIN)
+    assert find_machine("mps", 16, PLAIN)[:3] == ("mps", "", 16)
+    assert find_machine("rocm", 16, PLAIN).kind == "cuda"
 
 
 def test_a_model_on_this_machine_is_counted(tmp_path: Path) -> None:

@@ -5,14 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from llamafarm.planning.guide.machines import (
-    AppleRow,
-    GpuRow,
-    largest_apple_row_within,
-    largest_gpu_row_within,
-    match_apple_row,
-    match_gpu_row,
-)
+from llamafarm.planning.guide.machines import AppleRow, GpuRow, match_gpu_row
+from llamafarm.planning.guide.match import find_device_row
 from llamafarm.planning.guide.settings import (
     CHECKPOINTING_BELOW_GB,
     CHECKPOINTING_FROM_PARAMETERS,
@@ -93,23 +87,11 @@ def largest_model_of(row: GpuRow | AppleRow) -> float:
 
 def find_row(facts: Facts) -> tuple[GpuRow | AppleRow | None, str]:
     """Return the guide's row for a GPU, and how it was found; there is none for a CPU."""
-    row: GpuRow | AppleRow | None
-    nearest: GpuRow | AppleRow | None
-    if facts.device == "cuda":
-        table = "CUDA GPU Recommendations"
-        row = match_gpu_row(facts.device_name, facts.memory_gb)
-        nearest = largest_gpu_row_within(facts.memory_gb)
-    elif facts.device == "cpu":
-        return None, ""
-    else:
-        table = "Apple Silicon Recommendations"
-        row = match_apple_row(facts.device_name, facts.memory_gb)
-        nearest = largest_apple_row_within(facts.memory_gb)
-    if row is not None:
-        return row, f"guide, {table}: {row.name}"
-    if nearest is None:
-        return None, f"guide, {table}: less memory than any row"
-    return nearest, f"guide, {table}: {nearest.name}, the nearest row by memory"
+    row, is_own = find_device_row(facts.device, facts.device_name, facts.memory_gb)
+    table = "CUDA GPU" if facts.device == "cuda" else "Apple Silicon"
+    name = "less memory than any row" if row is None else row.name
+    nearest = "" if row is None or is_own else ", the nearest row by memory"
+    return row, f"guide, {table} Recommendations: {name}{nearest}"
 
 
 def _precision(facts: Facts, settings: SettingGroup) -> Iterator[Recommendation]:

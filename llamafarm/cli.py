@@ -23,6 +23,7 @@ from llamafarm.commands.doctor import doctor
 from llamafarm.commands.evaluate import evaluate
 from llamafarm.commands.recommend import recommend
 from llamafarm.commands.setup import setup
+from llamafarm.commands.strategies import list_all, schema, show, validate
 from llamafarm.commands.train import train
 from llamafarm.errors import LlamaFarmError
 
@@ -78,6 +79,17 @@ for verb in (setup, train, complete, evaluate, recommend, doctor):
     app.command()(_guard(verb))
 data_app.command()(_guard(split))
 app.add_typer(data_app, name="data")
+strategies_app = typer.Typer(
+    help="List, show and check strategies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+strategies_app.command("list")(_guard(list_all))
+strategies_app.command()(_guard(show))
+strategies_app.command()(_guard(validate))
+strategies_app.command()(_guard(schema))
+app.add_typer(strategies_app, name="strategies")
 
 
 def main() -> None:

@@ -290,7 +290,10 @@ def _syntax_fault(text: str, fault: MarkedYAMLError, builder: _Builder, shown_pa
     if "\t" in written[: len(written) - len(written.lstrip())]:
         problem = "the file is indented with a tab, and YAML takes only spaces"
         return _refusal(problem, f"{shown_path}:{line}", "Replace the tab by spaces.")
-    remedy = "Check indents, colons, quotes and brackets there and in the line above."
+    filled = [number for number, row in enumerate(lines[: line - 1], 1) if row.partition("#")[0].strip()]
+    remedy = (
+        f"Check indents, colons, quotes and brackets there{f' and in line {filled[-1]}' if filled else ''}."
+    )
     return _refusal(f"the strategy file is not YAML: {problem}", f"{shown_path}:{line}", remedy)
 
 

@@ -132,6 +132,14 @@ def test_what_a_strategy_has_no_use_for_is_refused_with_its_line(text: str, word
     assert error.remedy
 
 
+def test_broken_text_leads_to_the_line_above_that_has_something_in_it() -> None:
+    # The fault is in either: the parser notices it where the two do not go together.
+    error = refusal_of("a:\n   b: 1\n\n  # comment\n  c: 2\n")
+    assert error.where == "s.yaml:5"
+    assert error.remedy.endswith("there and in line 2.")
+    assert refusal_of("a: b: c\n").remedy.endswith("brackets there.")
+
+
 def test_depth_is_bounded() -> None:
     parse("a: " + "[" * (MAX_DEPTH - 2) + "]" * (MAX_DEPTH - 2))
     assert "deep" in refusal_of("a: " + "[" * 5000).problem

@@ -35,6 +35,7 @@ MAX_BYTES = 200_000
 MAX_VALUES = 10_000
 """Keys count too. The parser takes about 0.1 ms for each: any file is read, or refused, within seconds."""
 MAX_DEPTH = 30
+_LINE_END = re.compile(r"\r\n?|\n")
 
 
 @dataclass(frozen=True)
@@ -261,9 +262,6 @@ class _Builder:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise self._refuse("the file has half of a surrogate pair", "Write the character itself.")
         return text
-
-
-_LINE_END = re.compile(r"\r\n?|\n")
 
 
 def show_key(key: str) -> str:

@@ -28,7 +28,6 @@ _DEVICE = "Where the model is held follows from hardware.device"
 _FORMAT = "The shape of rows is told from their keys; dataset.format names it where that is not clear"
 _KERNELS = "Kernels are chosen for the machine"
 _NO_CACHE = "Files are read anew in each run, within seconds"
-_NO_CODE = "Code that comes with a model is never run"
 _NO_HUB_DATA = "Examples are read from files; download a dataset, and name the file in dataset.train_file"
 _NO_PREFERENCES = "Models are trained on answers, not on preferences or rewards"
 _NO_TRACKER = "Metrics are in metrics.jsonl; monitoring.log_tensorboard writes TensorBoard's files"
@@ -113,7 +112,7 @@ TRANSFORMERS = {
     "fsdp": _ONE_DEVICE,
     "fsdp_config": _ONE_DEVICE,
     "save_safetensors": _SAFETENSORS,
-    "save_only_model": "A checkpoint always holds what a run needs to go on",
+    "save_only_model": "What a checkpoint holds is not chosen",
     "neftune_noise_alpha": "No noise is added; method.dropout keeps from learning by heart",
     "label_smoothing_factor": "Answers are learnt as they are",
     "torch_compile": "Nothing is compiled",
@@ -127,7 +126,6 @@ TRANSFORMERS = {
     "dtype": "base_model.torch_dtype",
     "attn_implementation": _KERNELS,
     "device_map": _DEVICE,
-    "trust_remote_code": _NO_CODE,
     "low_cpu_mem_usage": "Weights are always read straight from their file",
     "use_fast_tokenizer": "The fast tokenizer is always used",
     "cache_dir": "base_model.cache_dir",
@@ -289,7 +287,6 @@ AXOLOTL = {
     "hf_use_auth_token": "The token for gated models is HF_TOKEN in the environment",
     "rl": _NO_PREFERENCES,
     "special_tokens_map": _TOKENS,
-    "trust_remote_code": _NO_CODE,
     "unfrozen_parameters": _OLDER_LAYERS,
 }
 

@@ -16,7 +16,7 @@ from llamafarm.strategy.schema import EpochRange, walk_leaves
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./-][A-Za-z0-9_]+)*|\.{1,2}(/[A-Za-z0-9_.-]+)+")
 _WORDS_OF_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-_UNPRINTABLE = re.compile("[\x7f-\x84\x86-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def write_strategy(loaded: LoadedStrategy) -> str:

@@ -77,7 +77,7 @@ class Monitoring(Section):
     """What a run records."""
 
     track_training_metrics: bool = True
-    """Write `metrics.jsonl` and, from it, the report."""
+    """Write `metrics.jsonl`, a line for each logged step. False keeps no record of how training went."""
     log_tensorboard: bool = False
     """Write the metrics for TensorBoard too, into the run's `logs/`."""
     save_checkpoints: bool = True
@@ -86,7 +86,8 @@ class Monitoring(Section):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(read_lower_case)] = (
         "info"
     )
-    """How much is printed while a run goes on."""
+    """What is printed of a run: `debug` adds a line for each step, `warning` leaves warnings and errors,
+    `error` errors only. Results are always printed."""
 
 
 class ModelAppConfig(Section):
@@ -97,9 +98,10 @@ class ModelAppConfig(Section):
     default_model: str | None = Field(default=None, min_length=1)
     """Model to ask. Unset: the one that this strategy exports."""
     timeout: Positive = 60.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for an answer; a model that is loaded first may take a minute."""
     gpu_layers: int | None = Field(default=None, ge=-1)
-    """Layers that llama.cpp keeps on the GPU; -1 means all. Unset: llama.cpp decides."""
+    """Layers that llama.cpp keeps on the GPU, -1 for all: more answer faster and take its memory. Unset:
+    llama.cpp decides."""
     num_thread: AtLeastOne | None = None
     """Threads for generation on the processor. Unset: the application decides."""
 

@@ -26,7 +26,8 @@ class TrainingArgs(Section):
     """The training run: how long, how fast, in which batches, what is measured and kept."""
 
     output_dir: str | None = Field(default=None, min_length=1)
-    """Folder of the run. Unset: `./fine_tuned_models/<strategy name>`."""
+    """Folder of the run, made where it is not there yet; relative to the working directory. Unset:
+    `./fine_tuned_models/<strategy name>`."""
     num_train_epochs: Epochs = 3
     """Passes over the training rows. A range such as `5-10` trains at least 5 and stops, after at most 10,
     when the evaluation loss no longer falls. Time grows in proportion; more risk overfitting."""
@@ -38,7 +39,7 @@ class TrainingArgs(Section):
     rows one optimizer step sees: more make steps fewer and steadier. How many are computed at a time follows
     from the memory. `auto` follows the number of rows and the device."""
     per_device_eval_batch_size: AtLeastOne | None = None
-    """Rows per device and batch in evaluation. Unset: as in training."""
+    """Most rows of a pack in evaluation: fewer take less memory and more time. Unset: as many as fit."""
     gradient_accumulation_steps: Annotated[int | Literal["auto"], or_auto(AtLeastOne)] = 1
     """Micro-batches per optimizer step: a larger effective batch for no more memory. `auto` follows the
     number of rows and the batch size."""
@@ -50,46 +51,54 @@ class TrainingArgs(Section):
     ] = "linear"
     """How the learning rate falls after the warmup. `constant` has no warmup."""
     warmup_ratio: Fraction = 0.03
-    """Part of all steps over which the learning rate rises from 0."""
+    """Part of all steps over which the learning rate rises from 0: more is steadier at the start and learns
+    later. 0.03 to 0.1 is usual."""
     warmup_steps: NotNegativeInt = 0
     """Steps over which the learning rate rises from 0; wins over `warmup_ratio` when above 0."""
     weight_decay: NotNegative = 0.0
     """AdamW's decay of the trained weights per step, times the learning rate; 0 to 0.01 is usual."""
     max_grad_norm: NotNegative = 1.0
-    """Gradients are scaled down to at most this norm; 0 leaves them as they are."""
+    """Gradients are scaled down to at most this norm, so that one odd step cannot undo others; 0 leaves them
+    as they are. No cost."""
     adam_beta1: Fraction = 0.9
-    """AdamW's decay of the running mean of gradients."""
+    """AdamW's decay of the running mean of gradients, per step: higher is smoother and slower to turn."""
     adam_beta2: Fraction = 0.999
-    """AdamW's decay of the running mean of squared gradients."""
+    """AdamW's decay of the running mean of squared gradients, per step; 0.95 follows changes faster."""
     adam_epsilon: Positive = 1e-8
-    """AdamW's term against division by zero."""
+    """AdamW's term against division by zero; higher makes small gradients count for less."""
 
     eval_strategy: When | None = None
     """When to evaluate: `no`, every `eval_steps` steps, or after each epoch. Unset: if there are evaluation
     rows, by `eval_steps` where that is given, else by epoch. Each evaluation costs a pass over those rows."""
     eval_steps: AtLeastOne | None = None
-    """Optimizer steps between two evaluations."""
+    """Optimizer steps between two evaluations; 50 to 100 is usual. Each costs a pass over the evaluation
+    rows. Unset: 50 where `eval_strategy` is steps."""
     save_strategy: When | None = None
     """When to save a checkpoint to resume from: `no`, every `save_steps` steps, or after each epoch. Unset:
     by `save_steps` where that is given, else with each evaluation, else by epoch."""
     save_steps: AtLeastOne | None = None
-    """Optimizer steps between two checkpoints."""
+    """Optimizer steps between two checkpoints: so many are lost at most. Each costs the time to write what
+    is trained. Unset: 500 where `save_strategy` is steps."""
     save_total_limit: AtLeastOne = 2
-    """Checkpoints kept on disk, the newest ones; the best is kept beside them."""
+    """Checkpoints kept on disk, the newest ones; the best is kept beside them. Each takes the
+    space of what is trained."""
     logging_steps: AtLeastOne = 1
-    """Optimizer steps between two lines of metrics."""
+    """Optimizer steps between two lines of metrics. 1 shows every step, at no measurable cost."""
 
     load_best_model_at_end: bool = False
-    """Make the final model from the best evaluation, and not from the last step."""
+    """Make the final model from the best evaluation, and not from the last step: against overfitting. Costs
+    one more checkpoint on disk."""
     metric_for_best_model: Literal["eval_loss", "eval_perplexity", "train_loss"] = "eval_loss"
     """What says which checkpoint is best; lower is better for each."""
     early_stopping_patience: AtLeastOne | None = None
-    """Evaluations without a better metric after which training stops. Unset: it does not."""
+    """Evaluations without a better metric after which training stops: saves time where more epochs would only
+    overfit. Unset: it does not, but in a range of epochs, where it is 1."""
     early_stopping_threshold: NotNegative = 0.0
-    """How much lower the metric must be to count as better."""
+    """How much lower the metric must be to count as better, in the metric's own unit; 0 takes any gain."""
 
-    dataloader_num_workers: NotNegativeInt = 0
-    """Processes that tokenize rows beside the main one; 0 means the main one does it."""
+    dataloader_num_workers: NotNegativeInt | None = None
+    """Threads that tokenize rows before the first step; 0 means the main one does it. Unset: as many as there
+    are cores."""
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> Self:

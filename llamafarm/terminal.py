@@ -26,9 +26,18 @@ class Mode:
 
     prints_json: bool = False
     is_quiet: bool = False
+    log_level: str = "info"
 
 
 mode = Mode()
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def shows(level: str) -> bool:
+    """Return whether messages of this level (debug, info, warning or error) are printed."""
+    least = max(mode.log_level, "warning" if mode.is_quiet else "debug", key=_LEVELS.index)
+    return _LEVELS.index(level) >= _LEVELS.index(least)
 
 
 @cache
@@ -41,19 +50,26 @@ def console() -> Console:
 
 def say(line: str = "") -> None:
     """Print a message, unless asked to be quiet."""
-    if not mode.is_quiet:
+    if shows("info"):
         console().print(line)
+
+
+def debug(line: str) -> None:
+    """Print a message that only `monitoring.log_level: debug` shows."""
+    if shows("debug"):
+        console().print(line, style="dim")
 
 
 def heading(line: str) -> None:
     """Print the first line of a new part of the output, after an empty one."""
-    if not mode.is_quiet:
+    if shows("info"):
         console().print(f"\n{line}", style="bold")
 
 
 def warn(line: str) -> None:
     """Print a warning; `--quiet` does not hide it."""
-    console().print(f"warning: {line}", style="yellow")
+    if shows("warning"):
+        console().print(f"warning: {line}", style="yellow")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> None:
@@ -114,7 +130,7 @@ class Progress:
 def progress(label: str, num_total: int, num_done: int = 0) -> Iterator[Progress]:
     """Show progress over `num_total` pieces of work; messages printed meanwhile stay above the bar."""
     out = console()
-    if mode.is_quiet or not out.is_terminal:
+    if not shows("info") or not out.is_terminal:
         yield Progress(None, None, label, num_total)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

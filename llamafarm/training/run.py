@@ -37,6 +37,7 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     Nothing is written before everything that can be checked has been. Raises any `LlamaFarmError`.
     """
     strategy = loaded.strategy
+    terminal.mode.log_level = strategy.monitoring.log_level
     preparation = prepare(loaded)
     check_output_dir(preparation.output_dir, overwrite=overwrite)
 
@@ -121,6 +122,7 @@ def _describe_run(loaded: LoadedStrategy, preparation: Preparation, result: RunR
     """Return `run.json`: what was asked for, on what, with what, and what came of it."""
     return {
         "strategy": loaded.key,
+        "base_model": preparation.base_shown,
         "strategy_file": str(loaded.file) if loaded.file else None,
         "settings": loaded.strategy.model_dump(mode="json"),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},

@@ -120,6 +120,11 @@ class Session:
         self._seconds_of_steps += seconds
         self._num_tokens += result.num_tokens
         self._num_supervised_tokens += result.num_supervised_tokens
+        terminal.debug(
+            f"step {step}  rows {self._show_rows(row_indices)}  packs {len(packs)}  "
+            f"tokens {result.num_tokens}  "
+            f"loss {result.train_loss:.4f}  grad_norm {result.grad_norm:.4f}  {seconds:.2f} s"
+        )
         self._progress.advance(f"loss {result.train_loss:.4f}  {result.num_tokens / seconds:,.0f} tokens/s")
         return result
 

@@ -80,3 +80,10 @@ def test_peak_memory_is_in_bytes_and_never_falls() -> None:
     assert 2**22 < before < 2**30
     assert before * 3 // 2 <= during <= before * 3
     assert after >= during
+
+
+@pytest.mark.parametrize(("gpus", "memory_gb"), [(("RTX 3090",), 24), (("M1",), 32), ((), 0)])
+def test_the_memory_of_an_apple_chip_is_the_machines(
+    described: Describe, gpus: tuple[str, ...], memory_gb: float
+) -> None:
+    assert find_device("auto", described(*gpus)).memory_gb == memory_gb

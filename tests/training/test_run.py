@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llamafarm import terminal
 from llamafarm.errors import NonFiniteError, OutputError
 from llamafarm.evaluation.loss import LossResult
 from llamafarm.model.targets import choose_target_modules
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run, session
+from llamafarm.training.preparation import prepare
 from llamafarm.training.run import run_training
 from llamafarm.training.session import RunResult
 
@@ -333,3 +335,61 @@ def test_a_run_that_breaks_leaves_no_final_model_but_its_checkpoints_and_metrics
     assert caught.value.where.startswith("step 5, rows ")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.jsonl"]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_name_of_the_base_is_the_one_that_the_strategy_gives(
+    train: Callable[..., RunResult], tmp_path: Path, tiny_base: Path
+) -> None:
+    shown = []
+    for output, settings in (("plain", {}), ("named", {"base_model__name": "Tiny"})):
+        train(output, training_args__max_steps=1, **settings)
+        shown.append(json.loads((tmp_path / output / "run.json").read_text())["base_model"])
+    assert shown == [str(tiny_base), "Tiny"]
+
+
+def test_evaluation_packs_have_at_most_the_rows_they_may(
+    train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    measure = session.measure_loss
+    monkeypatch.setattr(
+        session,
+        "measure_loss",
+        lambda model, packs, *rest: seen.append(len(packs)) or measure(model, packs, *rest),
+    )
+    for most in (None, 1):
+        train(f"most-{most}", num_eval_rows=3, training_args__max_steps=1,
+              training_args__per_device_eval_batch_size=most)  # fmt: skip
+    assert seen == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("level", "is_shown"),
+    [
+        ("debug", (True, True)),
+        ("info", (False, True)),
+        ("warning", (False, False)),
+        ("error", (False, False)),
+    ],
+)
+def test_the_log_level_says_what_is_printed(
+    train: Callable[..., RunResult],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+    is_shown: tuple[bool, bool],
+) -> None:
+    monkeypatch.setattr(terminal, "mode", terminal.Mode())
+    train(training_args__max_steps=1, monitoring__log_level=level)
+    said = capsys.readouterr().err
+    assert ("grad_norm" in said, "training rows" in said) == is_shown
+
+
+def test_tokenizing_threads_are_as_many_as_the_strategy_says(
+    train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(prepare, "use_tokenizer_threads", asked.append)
+    train("unset", training_args__max_steps=1)
+    train("set", training_args__max_steps=1, training_args__dataloader_num_workers=3)
+    assert asked == [3]

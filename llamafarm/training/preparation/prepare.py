@@ -12,14 +12,22 @@ from typing import Any
 
 import torch
 
-from llamafarm.data.encode import EncodedRow, encode_conversations
+from llamafarm.data.encode import EncodedRow, Tokenize, encode_conversations
 from llamafarm.data.records import DataFile
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
 from llamafarm.model.hub import ModelSource, find_source
-from llamafarm.model.load import Base, find_base, load_config, load_model, load_tokenizer, tokenize_with
+from llamafarm.model.load import (
+    Base,
+    find_base,
+    load_config,
+    load_model,
+    load_tokenizer,
+    tokenize_with,
+    use_tokenizer_threads,
+)
 from llamafarm.model.prompt import build_template
 from llamafarm.planning.guide.match import most_rows_at_once
 from llamafarm.strategy.load import LoadedStrategy
@@ -35,6 +43,7 @@ class Preparation:
     """A run that could start now."""
 
     base: Base
+    base_shown: str
     source: ModelSource
     tokenizer: Any
     template: ChatTemplate
@@ -81,18 +90,11 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     choices.append(Choice("template", f"answers end with {template.end_of_turn}", template_origin))
 
     context_length = int(getattr(load_config(base), "max_position_embeddings", 0) or 10**9)
-    max_length = min(strategy.data_preprocessing.max_length or context_length, context_length)
-    limits = Limits.of(strategy.data_preprocessing, max_length)
-    tokenize = tokenize_with(tokenizer)
+    limits = Limits.of(strategy.data_preprocessing, context_length)
+    tokenize = _tokenize_with_threads(tokenizer, strategy.training_args.dataloader_num_workers)
     train_rows = limits.keep(encode_conversations(train, template, tokenize), "training", warnings)
     eval_rows = limits.keep(encode_conversations(evaluation, template, tokenize), "evaluation", warnings)
-    if not train_rows:
-        raise DataError(
-            f"no training row is left within {max_length} tokens",
-            where=str(files[0].path),
-            remedy="Raise data_preprocessing.max_length, or shorten the rows.",
-        )
-    _check_evaluation(strategy, eval_rows, files[-1].path)
+    _check_rows_left(strategy, train_rows, eval_rows, files, limits)
     most_rows = most_rows_at_once(device.kind, device.name, device.memory_gb)
     args, chosen = settle_batch_size(strategy.training_args, len(train_rows), most_rows, device.description)
     choices += chosen
@@ -102,6 +104,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         choices.append(Choice("checkpoints", "the best one only", "load_best_model_at_end reads it back"))
     return Preparation(
         base=base,
+        base_shown=strategy.base_model.name or base.name,
         source=source,
         tokenizer=tokenizer,
         template=template,
@@ -112,11 +115,17 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         eval_rows=eval_rows,
         data_files=files,
         plan=plan,
-        max_length=max_length,
+        max_length=limits.max_length,
         output_dir=output_dir_of(loaded),
         choices=choices,
         warnings=warnings,
     )
+
+
+def _tokenize_with_threads(tokenizer: Any, num_threads: int | None) -> Tokenize:
+    if num_threads is not None:
+        use_tokenizer_threads(num_threads)
+    return tokenize_with(tokenizer)
 
 
 def load_once(preparation: Preparation) -> None:
@@ -124,12 +133,24 @@ def load_once(preparation: Preparation) -> None:
     load_model(preparation.base, dtype=torch.bfloat16, device=torch.device("cpu"))
 
 
-def _check_evaluation(strategy: Strategy, eval_rows: Sequence[EncodedRow], path: Path) -> None:
-    """Raise the error of evaluation that is asked for and cannot be had."""
+def _check_rows_left(
+    strategy: Strategy,
+    train_rows: Sequence[EncodedRow],
+    eval_rows: Sequence[EncodedRow],
+    files: Sequence[DataFile],
+    limits: Limits,
+) -> None:
+    """Raise the error of training, or of evaluation that is asked for, without a row."""
+    if not train_rows:
+        raise DataError(
+            f"no training row is left within {limits.max_length} tokens",
+            where=str(files[0].path),
+            remedy="Raise data_preprocessing.max_length, or shorten the rows.",
+        )
     if strategy.training_args.eval_strategy != "no" and wants_evaluation(strategy) and not eval_rows:
         raise DataError(
             "evaluation is asked for, and no evaluation row is left",
-            where=str(path),
+            where=str(files[-1].path),
             remedy="Give rows that are not trained on and fit max_length, or set eval_strategy: no.",
         )
 

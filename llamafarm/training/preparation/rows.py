@@ -127,8 +127,9 @@ class Limits:
     max_output_length: int | None
 
     @classmethod
-    def of(cls, preprocessing: DataPreprocessing, max_length: int) -> Limits:
-        """Return the limits of a strategy; `max_length` is already settled."""
+    def of(cls, preprocessing: DataPreprocessing, context_length: int) -> Limits:
+        """Return the limits of a strategy for a base model's context length."""
+        max_length = min(preprocessing.max_length or context_length, context_length)
         return cls(max_length, preprocessing.max_input_length, preprocessing.max_output_length)
 
     def keep(self, rows: Sequence[EncodedRow], kind: str, warnings: list[str]) -> list[EncodedRow]:

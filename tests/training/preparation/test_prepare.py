@@ -196,15 +196,6 @@ def test_the_order_of_rows_has_a_seed_of_its_own_or_that_of_the_run(load: Load, 
     assert prepare(load(make_rows(4), **settings)).plan.seed == 0
 
 
-@pytest.mark.parametrize("method", ["qlora", "full_finetune"])
-def test_a_method_that_is_not_there_yet_is_refused_where_it_stands(
-    load: Load, make_rows: MakeRows, method: str
-) -> None:
-    with pytest.raises(StrategyError, match=method) as caught:
-        prepare(load(make_rows(3), method__type=method))
-    assert "strategies.yaml:" in caught.value.where
-
-
 def test_a_strategy_without_training_data_is_refused(load: Load, make_rows: MakeRows) -> None:
     with pytest.raises(StrategyError, match="names no training data"):
         prepare(load(make_rows(3), dataset__train_file=None))

@@ -8,18 +8,22 @@ from llamafarm.errors import MachineError
 from llamafarm.hardware.machine import Gpu, Machine, read_machine
 from llamafarm.hardware.memory import peak_main_memory_bytes, read_main_memory, reset_peak_main_memory
 
+_FOUND = "what this machine has"
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """The device of a run. `kind` is what torch calls it: cuda (NVIDIA and AMD alike), mps or cpu.
 
-    `gpu` has the facts of a GPU; None is the processor.
+    `gpu` has the facts of a GPU; None is the processor. `memory_gb` is the whole memory in GiB that a GPU is
+    sold with as GB, which for Apple's chips is the machine's; 0 for the processor.
     """
 
     kind: str
     description: str
     why: str
     gpu: Gpu | None = None
+    memory_gb: float = 0.0
 
     @property
     def word(self) -> str:
@@ -31,23 +35,19 @@ class Device:
         """Return what the device calls itself, without its memory."""
         return self.gpu.name if self.gpu is not None else "CPU"
 
-    @property
-    def memory_gb(self) -> float:
-        """Return a GPU's whole memory in GiB, which is what its maker sells as GB; 0 for the processor."""
-        return self.gpu.memory_bytes / 2**30 if self.gpu is not None else 0.0
-
 
 def devices_of(machine: Machine) -> tuple[Device, ...]:
     """Return every device of a machine, in the order of `auto`: CUDA and ROCm, MPS, the processor."""
     gpus = sorted(machine.gpus, key=lambda gpu: gpu.kind != "cuda")
     trouble = f"; {machine.gpu_trouble.problem}" if machine.gpu_trouble else ""
-    return (
-        *(
-            Device(gpu.kind, f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB", "what this machine has", gpu)
-            for gpu in gpus
-        ),
-        Device("cpu", f"CPU, {machine.num_cores} cores", f"what this machine has{trouble}"),
-    )
+    processor = Device("cpu", f"CPU, {machine.num_cores} cores", f"{_FOUND}{trouble}")
+    return (*(_describe_gpu(gpu, machine) for gpu in gpus), processor)
+
+
+def _describe_gpu(gpu: Gpu, machine: Machine) -> Device:
+    sold_bytes = machine.memory_bytes if gpu.kind == "mps" else gpu.memory_bytes
+    description = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB"
+    return Device(gpu.kind, description, _FOUND, gpu, sold_bytes / 2**30)
 
 
 def find_device(wanted: str, machine: Machine | None = None) -> Device:

@@ -6,23 +6,23 @@ machine that is not at hand can be described too.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-_CGROUP_LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
+from llamafarm.hardware.container import cpu_limit
+from llamafarm.hardware.memory import read_main_memory, run_system_command
+
 # The first of NVIDIA's generations that has bfloat16 and TF32.
 AMPERE = (8, 0)
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+# Set to nothing or -1, they hide every GPU on purpose.
+_HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+_GET_PYTORCH = "https://pytorch.org/get-started/locally"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,19 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuTrouble:
+    """Why a GPU that is there cannot be used, and what would help."""
+
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
-    """What a machine has. `available_bytes` of main memory respect the limits of a container."""
+    """What a machine has. Cores and `available_bytes` of main memory respect the limits of a container.
+
+    `torch_build` is what PyTorch was built for, such as `CUDA 12.8` or `ROCm 6.4`; empty for neither.
+    """
 
     system: str
     architecture: str
@@ -53,72 +64,82 @@ class Machine:
     memory_bytes: int
     available_bytes: int
     gpus: tuple[Gpu, ...] = ()
+    gpu_trouble: GpuTrouble | None = None
+    torch_build: str = ""
 
     @property
-    def claims_bf16(self) -> bool:
-        """Return whether the processor names instructions for bfloat16; a probe says what they are worth."""
-        return bool(self.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    def bf16_flags(self) -> tuple[str, ...]:
+        """Return the processor's names of instructions for bfloat16; a probe says what they are worth."""
+        return tuple(sorted(self.cpu_flags & _BF16_FLAGS))
 
 
 @cache
 def read_machine() -> Machine:
     """Describe this machine, as it is at the first call."""
+    import torch
+
     total, available = read_main_memory()
+    gpus, trouble = _read_gpus(torch)
     return Machine(
         system=platform.system(),
         architecture=platform.machine(),
         cpu_name=_read_cpu_name(),
-        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        num_cores=_count_cores(),
         cpu_flags=_read_cpu_flags(),
         memory_bytes=total,
         available_bytes=available,
-        gpus=_read_gpus(),
+        gpus=gpus,
+        gpu_trouble=trouble,
+        torch_build=_torch_build(torch.version.cuda, torch.version.hip),
     )
 
 
-def read_main_memory() -> tuple[int, int]:
-    """Return the main memory in bytes, and how much of it can be had now."""
-    total, available = _read_system_memory()
-    for limit_file, usage_file in _CGROUP_LIMITS:
-        limit, usage = _read_number(limit_file), _read_number(usage_file)
-        if limit is not None and limit < total:
-            total, available = limit, min(available, limit - (usage or 0))
-    return total, max(available, 0)
+@cache
+def read_nvidia_driver() -> str | None:
+    """Return the version of NVIDIA's driver; None where there is none, or no GPU that it drives."""
+    printed = run_system_command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return printed.splitlines()[0].strip() if printed else None
 
 
-def _read_system_memory() -> tuple[int, int]:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        fields = (line.split() for line in meminfo.read_text().splitlines())
-        num_bytes = {name.rstrip(":"): int(value) * 1024 for name, value, *_ in fields}
-        return num_bytes["MemTotal"], num_bytes.get("MemAvailable", num_bytes["MemFree"])
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total, min(_read_free_on_macos() or total, total)
-
-
-def _read_free_on_macos() -> int | None:
-    """Return what macOS can give: free, inactive and speculative pages; None on other systems."""
-    printed = _run("vm_stat")
-    if not printed:
+def explain_absence(
+    torch_version: str, torch_build: str, *, nvidia_driver: str | None, has_amd: bool, is_hidden: bool = False
+) -> GpuTrouble | None:
+    """Return why PyTorch sees no GPU although the system has one; None if it has none, or it is hidden."""
+    if is_hidden:
         return None
-    first, *lines = printed.splitlines()
-    page_bytes = int("".join(filter(str.isdigit, first)) or 4096)
-    counts = {name: value.strip(" .") for name, _, value in (line.partition(":") for line in lines)}
-    wanted = ("Pages free", "Pages inactive", "Pages speculative")
-    return sum(int(counts[name]) for name in wanted if counts.get(name, "").isdigit()) * page_bytes
+    if nvidia_driver is not None and torch_build.startswith("CUDA"):
+        return GpuTrouble(
+            f"PyTorch {torch_version}, built for {torch_build}, cannot use the NVIDIA GPU with driver "
+            f"{nvidia_driver}",
+            f"Update the driver, or install a PyTorch built for the CUDA that it has ({_GET_PYTORCH}).",
+        )
+    if nvidia_driver is not None:
+        return GpuTrouble(
+            f"the NVIDIA GPU (driver {nvidia_driver}) is not used: "
+            f"PyTorch {torch_version} is built without CUDA",
+            f"Install a PyTorch that is built with CUDA ({_GET_PYTORCH}).",
+        )
+    if has_amd and not torch_build.startswith("ROCm"):
+        return GpuTrouble(
+            f"the AMD GPU is not used: PyTorch {torch_version} is built without ROCm",
+            f"Where ROCm supports this GPU, install a PyTorch that is built with it ({_GET_PYTORCH}).",
+        )
+    return None
 
 
-def _read_number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:  # no such limit here
-        return None
-    return int(text) if text.isdigit() else None
+def _torch_build(cuda: str | None, hip: str | None) -> str:
+    return f"ROCm {hip}" if hip else f"CUDA {cuda}" if cuda else ""
+
+
+def _count_cores() -> int:
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cpu_limit()
+    return num_cores if limit is None else min(num_cores, max(math.ceil(limit), 1))
 
 
 def _read_cpu_name() -> str:
     if platform.system() == "Darwin":
-        return _run("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+        return run_system_command("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
     for line in _cpuinfo():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -129,8 +150,9 @@ def _read_cpu_flags() -> frozenset[str]:
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
-    if platform.system() == "Darwin" and _run("sysctl", "-n", "hw.optional.arm.FEAT_BF16") == "1":
-        return frozenset({"bf16"})
+    if platform.system() == "Darwin":
+        has_bf16 = run_system_command("sysctl", "-n", "hw.optional.arm.FEAT_BF16") == "1"
+        return frozenset({"bf16"} if has_bf16 else ())
     return frozenset()
 
 
@@ -139,26 +161,29 @@ def _cpuinfo() -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
-def _run(*command: str) -> str:
-    """Return what a command of the system prints; nothing if it is not there."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _read_gpus() -> tuple[Gpu, ...]:
-    import torch
-
+def _read_gpus(torch: Any) -> tuple[tuple[Gpu, ...], GpuTrouble | None]:
+    """Return the GPUs that torch can use, and why it cannot use one that is there."""
     if torch.cuda.is_available():
-        return tuple(_read_cuda(torch, index) for index in range(torch.cuda.device_count()))
+        try:
+            return tuple(_read_cuda(torch, index) for index in range(torch.cuda.device_count())), None
+        except RuntimeError as error:  # the first question may find a GPU that another process fills or holds
+            first_line = str(error).partition("\n")[0]
+            return (), GpuTrouble(
+                f"the GPU does not answer: {first_line}",
+                "See what holds it (nvidia-smi, rocm-smi), and end that, or choose a GPU that is free.",
+            )
     if torch.backends.mps.is_available():
         limit = int(torch.mps.recommended_max_memory())
         free = max(limit - int(torch.mps.driver_allocated_memory()), 0)
         has_bf16 = torch.backends.mps.is_macos_or_newer(14, 0)
-        return (Gpu("mps", _read_cpu_name(), limit, free, has_bf16=has_bf16),)
-    return ()
+        return (Gpu("mps", _read_cpu_name(), limit, free, has_bf16=has_bf16),), None
+    return (), explain_absence(
+        torch.__version__,
+        _torch_build(torch.version.cuda, torch.version.hip),
+        nvidia_driver=read_nvidia_driver(),
+        has_amd=Path("/dev/kfd").exists(),
+        is_hidden=any(os.environ.get(name) in ("", "-1") for name in _HIDING),
+    )
 
 
 def _read_cuda(torch: Any, index: int) -> Gpu:

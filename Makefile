@@ -9,7 +9,7 @@ endif
 export UV_NO_PROGRESS ?= 1
 RUN := $(UV) run --no-sync
 
-.PHONY: setup demo test lint types contract docs check clean
+.PHONY: setup demo docs test test-qlora lint types contract docs check clean
 
 setup: .venv/installed
 
@@ -26,6 +26,10 @@ demo: setup
 
 test: setup
 	$(RUN) pytest
+
+# What needs an optional library. It comes last in CI: peft imports bitsandbytes wherever it is installed.
+test-qlora: setup
+	$(UV) run --extra qlora pytest tests/model/test_quantized.py tests/training/test_qlora.py
 
 lint: setup
 	$(RUN) ruff check .

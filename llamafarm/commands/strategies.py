@@ -12,6 +12,8 @@ from llamafarm.commands.options import PrintsJson, Settings, StrategyFile, load_
 from llamafarm.errors import StrategyError
 
 _MAX_WIDTH = 60
+_MAX_FAULTS = 100
+"""Each takes a search for its remedy, of some milliseconds."""
 
 if TYPE_CHECKING:
     from llamafarm.strategy.faults import Fault
@@ -106,15 +108,10 @@ def _as_record(loaded: LoadedStrategy) -> dict[str, object]:
 
 def _raise_all(checked: dict[str, list[Fault]]) -> None:
     """Print each fault once, with its remedy, and raise the error that sums them up."""
+    found = [(key, fault) for key, faults in checked.items() for fault in faults]
     records = [
-        {
-            "strategy": key,
-            "problem": fault.problem,
-            "where": fault.where,
-            "remedy": fault.tell_remedy(),
-        }
-        for key, faults in checked.items()
-        for fault in faults
+        {"strategy": key, "problem": fault.problem, "where": fault.where, "remedy": fault.tell_remedy()}
+        for key, fault in found[:_MAX_FAULTS]
     ]
     if not terminal.mode.prints_json:
         # A parent's fault is each child's too.
@@ -122,11 +119,12 @@ def _raise_all(checked: dict[str, list[Fault]]) -> None:
         for problem, where, remedy in told:
             terminal.show_error(StrategyError(problem, where=where, remedy=remedy))
     faulty = [key for key, faults in checked.items() if faults]
+    others = f" ({len(found)} faults, of which the first are told)" if len(found) > _MAX_FAULTS else ""
     raise StrategyError(
-        f"{len(faulty)} of {len(checked)} strategies cannot be loaded: {', '.join(faulty)}",
+        f"{len(faulty)} of {len(checked)} strategies cannot be loaded: {', '.join(faulty)}{others}",
         where="strategies validate",
         remedy="Mend what is listed above, and validate again.",
-        details={"faults": records},
+        details={"faults": records, "num_faults": len(found)},
     )
 
 

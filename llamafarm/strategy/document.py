@@ -32,7 +32,7 @@ from llamafarm.strategy.scalars import Scalar, resolve_scalar
 
 MAX_BYTES = 200_000
 """Far above any strategy file; the parser takes up to 4 s for a megabyte even of plain text."""
-MAX_VALUES = 10_000
+MAX_VALUES = 5_000
 """Keys count too. The parser takes about 0.1 ms for each: any file is read, or refused, within seconds."""
 MAX_DEPTH = 30
 _LINE_END = re.compile(r"\r\n?|\n")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
 
-_DEFAULT_OLLAMA = "http://127.0.0.1:11434"
 _TIMEOUT_SECONDS = 1.0
+_MOST_BYTES = 4096
+# Addresses to listen on, not ones to ask.
+_EVERYWHERE = ("0.0.0.0", "[::]")  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +46,27 @@ def find_tools() -> tuple[Tool, ...]:
 
 def ollama_address() -> str:
     """Return where the Ollama server listens: `OLLAMA_HOST` as Ollama itself reads it, or its default."""
-    host = os.environ.get("OLLAMA_HOST", "").strip().rstrip("/")
-    if not host:
-        return _DEFAULT_OLLAMA
+    host = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
     scheme, found, rest = host.partition("://")
     if not found:
         scheme, rest = "http", host
-    rest = rest.replace("0.0.0.0", "127.0.0.1", 1)  # noqa: S104 - an address to listen on, not one to ask
-    if rest.startswith(":"):
-        rest = f"127.0.0.1{rest}"
-    if ":" not in rest.rpartition("]")[2]:
-        rest += {"http": ":11434", "https": ":443"}.get(scheme, "")
-    return f"{scheme}://{rest}"
+    default_port = {"http": "80", "https": "443"}.get(scheme, "11434") if found else "11434"
+    place, _, path = rest.partition("/")
+    name, port = _split_port(place)
+    if not name or name in _EVERYWHERE:
+        name = "127.0.0.1"
+    address = f"{scheme}://{name}:{port or default_port}"
+    return f"{address}/{path}".rstrip("/") if path else address
+
+
+def _split_port(place: str) -> tuple[str, str]:
+    """Return a host, an IPv6 one in brackets, and its port; empty where it has none."""
+    if place.startswith("[") or place.count(":") < 2:
+        name, colon, port = place.rpartition(":")
+        if colon and not port.endswith("]"):
+            return name, port if port.isdigit() else ""
+        return place, ""
+    return f"[{place}]", ""
 
 
 def _find_ollama() -> str | None:
@@ -62,8 +74,11 @@ def _find_ollama() -> str | None:
     if not address.startswith(("http://", "https://")):
         return None
     try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
-            said = json.load(answer)
+        # A proxy is for other machines: Ollama's own client never asks one for an address of this machine.
+        is_here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")
+        opener = build_opener(*([ProxyHandler({})] if is_here else []))
+        with opener.open(f"{address}/api/version", timeout=_TIMEOUT_SECONDS) as answer:
+            said = json.loads(answer.read(_MOST_BYTES))
     except (OSError, ValueError, HTTPException):  # URLError is an OSError
         return None
     return str(said.get("version", "unknown")) if isinstance(said, dict) else None

@@ -88,27 +88,43 @@ def _choose(device: Device, wishes: PrecisionWishes, measure: Measure) -> tuple[
         return "fp32", "fp16 and bf16 are switched off"
     if device.kind == "mps":
         return "fp32", "the guide: 16-bit numbers are not stable on MPS"
-    return "fp32", f"full precision on a processor{_gain_of_bf16(measure)}"
+    if wishes.use_bf16 is False:
+        return "fp32", "bf16 is switched off"
+    return _choose_on_processor(measure)
 
 
-# A step runs 16-bit numbers under autocast, which casts in each layer; until the step computes in them
-# natively, a processor's gain in its products is not the step's, and full precision stays the choice.
-_CPU_GAIN_WORTH_NAMING = 1.2
+# The least gain of bf16 over fp32, by the probe, that is worth a change of precision.
+_CLEARLY_FASTER = 1.2
 
 
-def _gain_of_bf16(measure: Measure) -> str:
-    gain = measure("cpu", "bf16") / measure("cpu", "fp32")
-    if gain < _CPU_GAIN_WORTH_NAMING:
-        return f"; a probe found bf16 {gain:.1f} times as fast"
-    return f"; a probe found bf16 {gain:.1f} times as fast in matrix products: mixed_precision: bf16 uses it"
+def _choose_on_processor(measure: Measure) -> tuple[str, str]:
+    """Return full precision, and what the probe found of bf16.
+
+    The one place where `auto` on a processor is decided. A step runs 16-bit numbers under autocast, which
+    casts in each layer, so that a gain in products is not the step's; once the step computes in bf16
+    natively, a gain of `_CLEARLY_FASTER` is what chooses it here.
+    """
+    gain, figures = _probe_bf16(measure)
+    why = f"full precision on a processor; a probe found bf16 {gain:.1f} times as fast ({figures})"
+    return "fp32", why + (": mixed_precision: bf16 uses it" if gain >= _CLEARLY_FASTER else "")
 
 
 def _slowness(device: Device, name: str, measure: Measure) -> str:
     """Return a warning where a processor was told to use bf16 and has none."""
     if device.kind != "cpu" or name != "bf16":
         return ""
-    gain = measure("cpu", "bf16") / measure("cpu", "fp32")
-    return "" if gain >= 1 else f"; slow here: a probe found it {1 / gain:.1f} times slower than fp32"
+    gain, figures = _probe_bf16(measure)
+    return (
+        ""
+        if gain >= 1
+        else f"; slow here: a probe found it {1 / gain:.1f} times slower than fp32 ({figures})"
+    )
+
+
+def _probe_bf16(measure: Measure) -> tuple[float, str]:
+    """Return how many times as fast as fp32 bf16 is on a processor, and both measurements for people."""
+    fp32, bf16 = measure("cpu", "fp32"), measure("cpu", "bf16")
+    return bf16 / fp32, f"{bf16 / 1e9:.3g} against {fp32 / 1e9:.3g} GFLOP/s a core"
 
 
 def _check(device: Device, name: str, where: str) -> None:

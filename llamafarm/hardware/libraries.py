@@ -64,7 +64,7 @@ def _split_port(place: str) -> tuple[str, str]:
     if place.startswith("[") or place.count(":") < 2:
         name, colon, port = place.rpartition(":")
         if colon and not port.endswith("]"):
-            return name, port if port.isdigit() else ""
+            return name, port if port.isdecimal() else ""
         return place, ""
     return f"[{place}]", ""
 

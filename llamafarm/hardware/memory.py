@@ -72,10 +72,10 @@ def _read_free_on_macos() -> int | None:
     if not printed:
         return None
     first, *lines = printed.splitlines()
-    page_bytes = int("".join(filter(str.isdigit, first)) or 4096)
+    page_bytes = int("".join(filter(str.isdecimal, first)) or 4096)
     counts = {name: value.strip(" .") for name, _, value in (line.partition(":") for line in lines)}
     wanted = ("Pages free", "Pages inactive", "Pages speculative")
-    return sum(int(counts[name]) for name in wanted if counts.get(name, "").isdigit()) * page_bytes
+    return sum(int(counts[name]) for name in wanted if counts.get(name, "").isdecimal()) * page_bytes
 
 
 def run_system_command(*command: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from llamafarm.errors import MachineError
-from llamafarm.hardware.device import available_memory_bytes, find_device
-from llamafarm.hardware.machine import Machine
+from llamafarm.hardware.device import available_memory_bytes, devices_of, find_device
+from llamafarm.hardware.machine import GpuTrouble, Machine, read_machine
 
 Describe = Callable[..., Machine]
 
@@ -65,25 +64,36 @@ def test_memory_is_a_gpus_own_and_else_the_machines(described: Describe) -> None
     assert available_memory_bytes(find_device("cpu", machine), machine) == 20 * 2**30
 
 
-def test_peak_memory_is_in_bytes_and_never_falls() -> None:
-    # In a process of its own: this one may have held more than a test should take.
-    script = """if True:
-        from llamafarm.hardware.device import peak_memory_bytes
-        before = peak_memory_bytes("cpu")
-        block = b"x" * (before * 3 // 2)
-        during = peak_memory_bytes("cpu")
-        del block
-        print(before, during, peak_memory_bytes("cpu"))
-    """
-    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    before, during, after = map(int, run.stdout.split())
-    assert 2**22 < before < 2**30
-    assert before * 3 // 2 <= during <= before * 3
-    assert after >= during
-
-
 @pytest.mark.parametrize(("gpus", "memory_gb"), [(("RTX 3090",), 24), (("M1",), 32), ((), 0)])
 def test_the_memory_of_an_apple_chip_is_the_machines(
     described: Describe, gpus: tuple[str, ...], memory_gb: float
 ) -> None:
     assert find_device("auto", described(*gpus)).memory_gb == memory_gb
+
+
+def test_every_device_is_there_in_the_order_of_auto(described: Describe) -> None:
+    words = [device.word for device in devices_of(described("M1", "RTX 2080", "MI300X"))]
+    assert words == ["cuda", "rocm", "mps", "cpu"]
+
+
+def test_a_gpu_that_is_not_used_is_told_where_auto_takes_the_processor(described: Describe) -> None:
+    trouble = GpuTrouble("the NVIDIA GPU is not used: built without CUDA", "Install another PyTorch.")
+    machine = replace(described(), gpu_trouble=trouble)
+    assert trouble.problem in find_device("auto", machine).why
+    assert find_device("cpu", machine).why == "as the strategy says"
+    with pytest.raises(MachineError) as caught:
+        find_device("cuda", machine)
+    assert trouble.problem in caught.value.problem
+    assert trouble.remedy in caught.value.remedy
+    assert "device: cpu" in caught.value.remedy
+
+
+def test_a_build_of_the_other_maker_is_named(described: Describe) -> None:
+    machine = replace(described(), torch_build="ROCm 7.1")
+    with pytest.raises(MachineError, match="is built for ROCm"):
+        find_device("cuda", machine)
+
+
+def test_main_memory_is_asked_for_as_it_is_now() -> None:
+    now = available_memory_bytes(find_device("cpu"))
+    assert 0 < now <= read_machine().memory_bytes

@@ -42,7 +42,14 @@ def test_a_running_ollama_says_its_version() -> None:
     assert version_of("Ollama") == "0.30.1"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:9", "file:///etc/passwd", "not an address"])
+@pytest.mark.usefixtures("ollama")
+def test_an_ollama_of_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert version_of("Ollama") == "0.30.1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "file:///etc/passwd", "not an address", "http://[", "a@[b"])
 def test_an_ollama_that_does_not_answer_is_not_there(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", host)
     assert version_of("Ollama") is None
@@ -56,8 +63,17 @@ def test_an_ollama_that_does_not_answer_is_not_there(host: str, monkeypatch: pyt
         ("box:80", "http://box:80"),
         (":5000", "http://127.0.0.1:5000"),
         ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:99", "http://127.0.0.1:99"),
+        ("http://box", "http://box:80"),
         ("https://box/", "https://box:443"),
+        ("https://box/ollama/", "https://box:443/ollama"),
+        ("box/ollama", "http://box:11434/ollama"),
+        ("'box:80'", "http://box:80"),
+        ("box:port", "http://box:11434"),
         ("[::1]:99", "http://[::1]:99"),
+        ("[::1]", "http://[::1]:11434"),
+        ("::1", "http://[::1]:11434"),
+        ("[::]:99", "http://127.0.0.1:99"),
     ],
 )
 def test_the_host_is_read_as_ollama_reads_it(

@@ -124,7 +124,7 @@ def test_one_row_at_a_time_gives_the_weights_of_packs(
     name = "model.safetensors" if variant == "full" else "adapter_model.safetensors"
     theirs = load_file(alone.final_model / name)
     for key, tensor in load_file(packed.final_model / name).items():
-        # AdamW makes steps of the learning rate, 5e-3, out of any gradient: rounding shows in a fiftieth of one.
+        # AdamW makes steps of the learning rate, 5e-3, out of any gradient, so that rounding shows.
         torch.testing.assert_close(tensor, theirs[key], atol=1e-4, rtol=0)
 
 

@@ -125,7 +125,13 @@ def test_the_probe_measures_this_processor_once(name: str) -> None:
 
 
 def test_the_probe_leaves_threads_and_seeds_as_they_were() -> None:
-    before = torch.get_num_threads(), torch.get_rng_state().tolist()
-    speed._measure.cache_clear()
-    measure_matmul_flops("cpu", "bf16")
-    assert (torch.get_num_threads(), torch.get_rng_state().tolist()) == before
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seeds = torch.get_rng_state()
+    try:
+        speed._measure.cache_clear()
+        measure_matmul_flops("cpu", "bf16")
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.get_rng_state(), seeds)
+    finally:
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,76 @@
+"""The tensors that a step keeps between its forward and its backward pass, block by block.
+
+The inventory was taken with `torch.autograd.graph.saved_tensors_hooks` on Llama and Qwen2 models under torch
+2.13, transformers 5.23 and peft 0.21, and a test takes it again.
+"""
+
+from __future__ import annotations
+
+from llamafarm.planning.request import MemoryRequest, PackSize
+
+_FP32_BYTES, _MASK_BYTES = 4, 1
+# The log-softmax, its gradient and the loss's gradient to it: three tensors (S, V) in fp32 at once.
+_LOSS_BYTES = 3 * _FP32_BYTES
+# In evaluation, the logits and their log-softmax.
+_EVALUATION_BYTES = 2 * _FP32_BYTES
+
+
+def saved_by_block_bytes(request: MemoryRequest, num_tokens: int) -> int:
+    """Return what one block saves for its backward pass on a pack of so many tokens."""
+    shape, width = request.shape, request.compute_bytes
+    # Each of the two norms keeps what goes into it, in fp32, and for a gradient of its weight what comes out.
+    norms = (4 if request.is_full else 2) * shape.hidden_size * _FP32_BYTES
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    # Queries, keys, values, the output, and the log of each softmax's sum.
+    attention = (2 * queries + 2 * keys) * width + shape.num_heads * _FP32_BYTES
+    # With a gate: what goes into the activation, what comes out, and what it is multiplied with.
+    feed_forward = (3 if shape.has_gate else 2) * shape.intermediate_size * width
+    return num_tokens * (norms + attention + feed_forward + _inputs_of_layers_bytes(request))
+
+
+def _inputs_of_layers_bytes(request: MemoryRequest) -> int:
+    """Return what a block's linear layers keep for one token, for gradients of weights or adapters."""
+    width, num_blocks = request.compute_bytes, request.shape.num_layers
+    layers = request.adapted_layers
+    # PEFT casts to fp32 and autocast back to 16 bits, and dropout makes a new tensor: one for each layer.
+    # Else the layers that read the same tensor keep it once.
+    has_own_inputs = request.has_dropout or width < _FP32_BYTES
+    kept = layers if has_own_inputs else tuple({layer.input_name: layer for layer in layers}.values())
+    total = sum(layer.count * layer.in_features for layer in kept) * width
+    if not request.is_full:
+        total += sum(layer.count for layer in layers) * request.rank * width
+        if request.has_dropout:
+            total += sum(layer.count * layer.in_features for layer in layers) * _MASK_BYTES
+        if request.uses_dora:  # what comes out of the base and of the adapter, to be scaled
+            total += sum(layer.count * layer.out_features for layer in layers) * 2 * width
+    return total // num_blocks
+
+
+def saved_bytes(request: MemoryRequest, pack: PackSize) -> int:
+    """Return what the whole forward pass leaves for the backward pass, but for the logits."""
+    shape, num_tokens = request.shape, pack.num_tokens
+    ends = num_tokens * shape.hidden_size * _FP32_BYTES
+    if request.gradient_checkpointing:
+        return ends + shape.num_layers * num_tokens * shape.hidden_size * request.residual_bytes
+    # Copies of fp32 weights in 16 bits are kept for the gradients of the layers' inputs.
+    casts = (shape.num_linear_weights + shape.num_head_weights) * 2 if request.casts_weights else 0
+    return ends + shape.num_layers * saved_by_block_bytes(request, num_tokens) + casts
+
+
+def block_backward_bytes(request: MemoryRequest, num_tokens: int) -> int:
+    """Return what the backward pass of one block takes beside what was saved."""
+    shape = request.shape
+    gradients = 2 * shape.intermediate_size * request.compute_bytes + 2 * shape.hidden_size * _FP32_BYTES
+    recomputed = saved_by_block_bytes(request, num_tokens) if request.gradient_checkpointing else 0
+    return num_tokens * gradients + recomputed
+
+
+def loss_bytes(request: MemoryRequest, pack: PackSize) -> int:
+    """Return what the logits and the loss take at their most."""
+    return _LOSS_BYTES * pack.num_supervised_tokens * request.shape.vocab_size
+
+
+def evaluation_bytes(request: MemoryRequest, pack: PackSize) -> int:
+    """Return what an evaluation pack takes at its most, where nothing is kept for a backward pass."""
+    logits = _EVALUATION_BYTES * pack.num_supervised_tokens * request.shape.vocab_size
+    return logits + pack.num_tokens * request.shape.hidden_size * _FP32_BYTES

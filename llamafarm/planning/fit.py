@@ -1,0 +1,98 @@
+"""The largest packs that fit the memory, and what is switched on so that a run fits at all.
+
+Only what changes no result is taken unasked: an allocator that gives memory back, smaller packs, then
+checkpointing. `changes` has what the user would have to allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llamafarm.planning.changes import Cut, Freedom, Proposal, propose_changes
+from llamafarm.planning.memory import MemoryPlan, predict_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A setting that was settled by the memory: its value, and why."""
+
+    setting: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryDecision:
+    """How a run is cut so that it fits; where it does not, `proposal` has what would make it."""
+
+    cut: Cut
+    plan: MemoryPlan
+    available_bytes: int
+    reasons: tuple[Reason, ...]
+    proposal: Proposal | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the predicted peak is within the memory."""
+        return self.plan.total_bytes <= self.available_bytes
+
+    @property
+    def pack_tokens(self) -> int:
+        """Return the most tokens of a pack."""
+        return self.cut.packing.pack_tokens
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Return whether activations are computed again in the backward pass."""
+        return self.cut.request.gradient_checkpointing
+
+    @property
+    def returns_freed_memory(self) -> bool:
+        """Return whether the allocator has to give freed memory back at once."""
+        return self.cut.request.returns_freed_memory
+
+
+def settle_memory(
+    cut: Cut,
+    available_bytes: int,
+    freedom: Freedom,
+    *,
+    may_checkpoint: bool,
+    may_return_memory: bool = False,
+    is_limited: bool = False,
+) -> MemoryDecision:
+    """Return the fastest way to run `cut`, which has the packs that the device prefers, within the memory.
+
+    `may_checkpoint` lets gradient checkpointing be switched on (it was left to us and is off in the request),
+    `may_return_memory` an allocator that gives memory back. With `is_limited` the memory was set by the user,
+    who is then held to it: nothing freed is kept.
+    """
+    returning = replace(cut, request=replace(cut.request, returns_freed_memory=may_return_memory))
+    candidates = [] if is_limited and may_return_memory else [cut]
+    candidates += list(returning.smaller())
+    if may_checkpoint and not cut.request.gradient_checkpointing:
+        checkpointed = replace(returning, request=replace(returning.request, gradient_checkpointing=True))
+        candidates += list(checkpointed.smaller())
+    for candidate in candidates:
+        if candidate.total_bytes <= available_bytes:
+            return _decide(cut, candidate, available_bytes)
+    # Not the least of all: what was left to us stays off where it would not have been enough.
+    smallest = list(returning.smaller())[-1]
+    proposal = propose_changes(smallest, available_bytes, freedom)
+    return replace(_decide(cut, smallest, available_bytes), proposal=proposal)
+
+
+def _decide(preferred: Cut, chosen: Cut, available_bytes: int) -> MemoryDecision:
+    reasons = []
+    available = f"{available_bytes / 2**30:.2f} GiB"
+    if chosen.request.returns_freed_memory:
+        why = f"freed memory goes back at once, for some time, so that {available} are kept"
+        reasons.append(Reason("allocator", "compact", why))
+    fewer = chosen.packing.pack_tokens
+    if fewer < preferred.packing.pack_tokens:
+        why = f"packs of {preferred.packing.pack_tokens} would not fit {available}; no result changes"
+        reasons.append(Reason("pack", f"{fewer} tokens", why))
+    if chosen.request.gradient_checkpointing and not preferred.request.gradient_checkpointing:
+        why = f"smaller packs alone would not fit {available}; no result changes"
+        reasons.append(Reason("checkpointing", "on", why))
+    return MemoryDecision(chosen, predict_memory(chosen.request), available_bytes, tuple(reasons))

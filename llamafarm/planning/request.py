@@ -1,0 +1,88 @@
+"""What the arithmetic of memory and time is asked about: a run, in plain numbers.
+
+The caller takes them from a strategy, the model's configuration and the real lengths of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llamafarm.planning.shape import LinearLayer, ModelShape
+
+FULL_FINETUNE, LORA, QLORA = "full_finetune", "lora", "qlora"
+
+_FP32_BYTES, _HALF_BYTES = 4, 2
+
+
+@dataclass(frozen=True, slots=True)
+class PackSize:
+    """How large a pack is: its tokens, those of them that are trained on, and its longest document."""
+
+    num_tokens: int
+    num_supervised_tokens: int
+    longest_document_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """A run, in the numbers that its memory follows from.
+
+    `precision` is fp32, bf16 or fp16. `weight_bytes` is what a frozen weight is held in: 4, 2, or 0.5 for
+    qlora, whose embeddings and norms are in the numbers that are computed with. `stored_bytes` is what all
+    weights take in their files. `process_bytes` is what the process holds before it loads the model, 0 where
+    the device has memory of its own. Of the packs the largest counts.
+    """
+
+    shape: ModelShape
+    device_kind: str
+    method: str
+    rank: int
+    targets: Sequence[str] | str
+    precision: str
+    weight_bytes: float
+    training_packs: tuple[PackSize, ...]
+    evaluation_packs: tuple[PackSize, ...] = ()
+    packs_per_step: int = 1
+    gradient_checkpointing: bool = False
+    has_dropout: bool = False
+    uses_dora: bool = False
+    num_trained_biases: int = 0
+    stored_bytes: int = 0
+    process_bytes: int = 0
+    returns_freed_memory: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether every weight is trained."""
+        return self.method == FULL_FINETUNE
+
+    @property
+    def num_trained_weights(self) -> int:
+        """Return how many weights the optimizer moves."""
+        if self.is_full:
+            return self.shape.num_parameters
+        adapters = self.shape.num_adapter_weights(self.rank, self.targets, uses_dora=self.uses_dora)
+        return adapters + self.num_trained_biases
+
+    @property
+    def adapted_layers(self) -> tuple[LinearLayer, ...]:
+        """Return the linear layers whose inputs are kept for a gradient of their own weights or adapters."""
+        return self.shape.linear_layers if self.is_full else self.shape.targeted(self.targets)
+
+    @property
+    def compute_bytes(self) -> int:
+        """Return what a number takes that matrix products give."""
+        return _FP32_BYTES if self.precision == "fp32" else _HALF_BYTES
+
+    @property
+    def residual_bytes(self) -> int:
+        """Return what a number takes that goes from block to block: as the embedding's weights."""
+        if self.method == QLORA:
+            return self.compute_bytes
+        return _FP32_BYTES if self.weight_bytes == _FP32_BYTES else _HALF_BYTES
+
+    @property
+    def casts_weights(self) -> bool:
+        """Return whether each step makes 16-bit copies of fp32 weights."""
+        return self.compute_bytes < self.weight_bytes

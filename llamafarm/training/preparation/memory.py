@@ -1,0 +1,191 @@
+"""The memory of a run: its numbers from the strategy, the model and the rows, settled by `planning`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llamafarm.data.encode import EncodedRow
+from llamafarm.data.pack import pack_rows
+from llamafarm.errors import MachineError
+from llamafarm.hardware.device import Device, available_memory_bytes
+from llamafarm.hardware.process import can_return_freed_memory, resident_memory_bytes
+from llamafarm.model.hub import ModelSource
+from llamafarm.model.load import Base, load_config
+from llamafarm.model.quantized import may_quantize
+from llamafarm.model.shape import build_without_weights, shape_of
+from llamafarm.model.targets import choose_target_modules
+from llamafarm.planning.changes import Cut, Freedom, Packing
+from llamafarm.planning.fit import MemoryDecision, settle_memory
+from llamafarm.planning.memory import is_larger
+from llamafarm.planning.packs import choose_pack_tokens
+from llamafarm.planning.request import QLORA, MemoryRequest, PackSize
+from llamafarm.strategy.schema import Method, Strategy
+from llamafarm.training.loop import LoopPlan
+
+# Steps whose packs are looked at; those of later steps are hardly fuller.
+_NUM_SAMPLED_STEPS = 32
+
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRows:
+    """The rows of a run and which of them each step sees."""
+
+    train_rows: Sequence[EncodedRow]
+    eval_rows: Sequence[EncodedRow]
+    plan: LoopPlan
+    eval_rows_per_pack: int | None
+
+
+def plan_memory(
+    strategy: Strategy,
+    method: Method,
+    base: Base,
+    source: ModelSource,
+    device: Device,
+    precision: str,
+    rows: PreparedRows,
+) -> MemoryDecision:
+    """Return how the run is cut into packs and what is switched on, so that it fits the memory.
+
+    Whether it does is left to the caller to look at.
+    """
+    model = build_without_weights(load_config(base))
+    shape = shape_of(model)
+    targets = method.target_modules or choose_target_modules(model, shape.num_parameters)[0]
+    assert method.r != "auto" and method.dropout != "auto" and method.type != "auto"
+    is_full = method.type == "full_finetune"
+    num_biases = 0
+    if method.bias != "none":
+        num_biases = shape.num_biases(None if method.bias == "all" else targets)
+    on_cpu = device.kind == "cpu"
+    resident = resident_memory_bytes() if on_cpu else 0
+    checkpoints = strategy.hardware.optimization.gradient_checkpointing
+    request = MemoryRequest(
+        shape=shape,
+        device_kind=device.kind,
+        method=method.type,
+        rank=method.r,
+        targets=targets,
+        precision=precision,
+        weight_bytes=_weight_bytes(strategy, method, precision),
+        training_packs=(),
+        gradient_checkpointing=bool(checkpoints),
+        has_dropout=method.dropout > 0 and not is_full,
+        uses_dora=method.use_dora,
+        num_trained_biases=num_biases,
+        stored_bytes=source.num_bytes,
+        process_bytes=resident,
+    )
+    limit_gb = strategy.hardware.memory_gb
+    # What this process holds already is in the plan, and no longer free.
+    available = available_memory_bytes(device) + resident if limit_gb is None else int(limit_gb * 2**30)
+    return settle_memory(
+        _cut(request, rows, choose_pack_tokens(device.kind)),
+        available,
+        Freedom(
+            half_precision=_half_precision(device),
+            may_quantize=may_quantize(device.kind) and not is_full,
+            may_checkpoint=checkpoints is None,
+        ),
+        may_checkpoint=checkpoints is None,
+        may_return_memory=on_cpu and can_return_freed_memory(),
+        is_limited=limit_gb is not None,
+    )
+
+
+def refuse_what_does_not_fit(decision: MemoryDecision) -> None:
+    """Raise `MachineError`, with the changes that would help, if a run needs more memory than there is."""
+    if decision.fits:
+        return
+    proposal = decision.proposal
+    assert proposal is not None
+    settings = ", ".join(f"{change.setting}: {change.value}" for change in proposal.changes)
+    if proposal.fits:
+        remedy = f"Set {settings}; `plan` shows what each saves."
+    else:
+        short = f"{proposal.missing_bytes / 2**30:.2f} GiB are missing"
+        remedy = f"Use a smaller base model: {short} even with {settings}." if settings else f"{short}."
+    raise MachineError(
+        f"training needs {decision.plan.total_bytes / 2**30:.2f} GiB at its peak, and there are "
+        f"{decision.available_bytes / 2**30:.2f} GiB",
+        where="hardware.memory_gb, or what is free on the device",
+        remedy=remedy,
+    )
+
+
+def _cut(request: MemoryRequest, rows: PreparedRows, pack_tokens: int) -> Cut:
+    """Return the run with packs of the device's preferred size."""
+    longest = max(row.num_tokens for row in rows.train_rows)
+
+    def pack_with(pack_tokens: int, max_length: int) -> Packing:
+        return _pack(rows, pack_tokens, max_length)
+
+    empty = Cut(request, Packing(pack_tokens, longest, longest, ()), pack_with)
+    return empty.packed(pack_tokens)
+
+
+def _pack(rows: PreparedRows, pack_tokens: int, max_length: int) -> Packing:
+    plan = rows.plan
+    fits = [row.num_tokens <= max_length for row in rows.train_rows]
+    stride = max(plan.num_steps // _NUM_SAMPLED_STEPS, 1)
+    sizes: list[PackSize] = []
+    packs_per_step = 1
+    for step in range(1, plan.num_steps + 1, stride):
+        indices = [index for index in plan.rows_of_step(step) if fits[index]]
+        packs = pack_rows(rows.train_rows, indices, pack_tokens)
+        packs_per_step = max(packs_per_step, len(packs))
+        sizes += [
+            PackSize(pack.num_tokens, pack.num_supervised_tokens, max(pack.document_lengths))
+            for pack in packs
+        ]
+    kept_eval = [index for index, row in enumerate(rows.eval_rows) if row.num_tokens <= max_length]
+    eval_packs = pack_rows(rows.eval_rows, kept_eval, pack_tokens, rows.eval_rows_per_pack)
+    lengths = [row.num_tokens for row, is_kept in zip(rows.train_rows, fits, strict=True) if is_kept]
+    # A row that no step looked at may be the longest.
+    longest = max(lengths, default=0)
+    sizes += [
+        PackSize(longest, row.num_supervised_tokens, longest)
+        for row in rows.train_rows
+        if row.num_tokens == longest
+    ][:1]
+    return Packing(
+        pack_tokens=pack_tokens,
+        max_length=max_length,
+        longest_row_tokens=longest,
+        training_packs=_largest(sizes),
+        evaluation_packs=_largest(
+            [PackSize(pack.num_tokens, pack.num_supervised_tokens) for pack in eval_packs]
+        ),
+        packs_per_step=packs_per_step,
+        num_rows_left_out=fits.count(False),
+    )
+
+
+def _largest(sizes: Sequence[PackSize]) -> tuple[PackSize, ...]:
+    """Return the packs of which none is larger in both, tokens and supervised tokens."""
+    kept: list[PackSize] = []
+    for size in sizes:
+        if not any(is_larger(other, size) for other in kept):
+            kept = [other for other in kept if not is_larger(size, other)] + [size]
+    return tuple(kept)
+
+
+def _weight_bytes(strategy: Strategy, method: Method, precision: str) -> float:
+    """Return what a weight of the base is held in, as `training.methods` loads it."""
+    if method.type == QLORA:
+        return 0.5
+    if method.type == "full_finetune" or method.bias != "none":
+        return 4
+    return _DTYPE_BYTES.get(strategy.base_model.torch_dtype, 4 if precision == "fp32" else 2)
+
+
+def _half_precision(device: Device) -> str | None:
+    """Return the 16-bit numbers that the device can train in."""
+    if device.gpu is None:
+        return "bf16"
+    if device.gpu.has_bf16:
+        return "bf16"
+    return "fp16" if device.kind == "cuda" else None

@@ -27,7 +27,6 @@ class Packing:
     longest_row_tokens: int
     training_packs: tuple[PackSize, ...]
     evaluation_packs: tuple[PackSize, ...] = ()
-    packs_per_step: int = 1
     num_rows_left_out: int = 0
 
 
@@ -88,7 +87,6 @@ class Cut:
             self.request,
             training_packs=packing.training_packs,
             evaluation_packs=packing.evaluation_packs,
-            packs_per_step=packing.packs_per_step,
         )
         return replace(self, request=request, packing=packing)
 

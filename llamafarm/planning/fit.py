@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from llamafarm.planning.changes import Cut, Freedom, Proposal, propose_changes
 from llamafarm.planning.memory import MemoryPlan, predict_memory
 
+# How much a heap keeps of what is freed follows from the order of packs and is known roughly only.
+_ROOM_FOR_A_HEAP = 1.25
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -59,16 +62,16 @@ def settle_memory(
     *,
     may_checkpoint: bool,
     may_return_memory: bool = False,
-    is_limited: bool = False,
 ) -> MemoryDecision:
     """Return the fastest way to run `cut`, which has the packs that the device prefers, within the memory.
 
     `may_checkpoint` lets gradient checkpointing be switched on (it was left to us and is off in the request),
-    `may_return_memory` an allocator that gives memory back. With `is_limited` the memory was set by the user,
-    who is then held to it: nothing freed is kept.
+    `may_return_memory` an allocator that gives memory back.
     """
-    returning = replace(cut, request=replace(cut.request, returns_freed_memory=may_return_memory))
-    candidates = [] if is_limited and may_return_memory else [cut]
+    if not may_return_memory or cut.total_bytes * _ROOM_FOR_A_HEAP <= available_bytes:
+        returning, candidates = cut, [cut]
+    else:
+        returning, candidates = replace(cut, request=replace(cut.request, returns_freed_memory=True)), []
     candidates += list(returning.smaller())
     if may_checkpoint and not cut.request.gradient_checkpointing:
         checkpointed = replace(returning, request=replace(returning.request, gradient_checkpointing=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from llamafarm.planning.activations import block_backward_bytes, evaluation_bytes, loss_bytes, saved_bytes
-from llamafarm.planning.request import QLORA, MemoryRequest, PackSize
+from llamafarm.planning.request import QLORA, MemoryRequest
 
 _FP32_BYTES = 4
 _ADAM_MOMENTS = 2
@@ -88,7 +88,7 @@ def _working_sets(request: MemoryRequest, trained: int) -> list[tuple[int, int, 
     moments = [(trained + _gradient_of_embedding_bytes(request), 0, 0)]
     for pack in request.training_packs:
         # The first pack of a step finds no gradients; they come as its activations go.
-        before = trained if request.packs_per_step > 1 else 0
+        before = trained if pack.finds_gradients else 0
         saved = saved_bytes(request, pack)
         moments.append((before, saved, loss_bytes(request, pack)))
         moments.append((before, saved + block_backward_bytes(request, pack.num_tokens), 0))
@@ -126,8 +126,3 @@ def _loading_bytes(request: MemoryRequest) -> int:
     held = held_weight_bytes(request)
     is_converted = abs(request.stored_bytes - held) > held // 50  # files hold a header and what is tied, too
     return request.stored_bytes if is_converted and request.device_kind == "cpu" else 0
-
-
-def is_larger(pack: PackSize, other: PackSize) -> bool:
-    """Return whether a pack takes at least what another takes, whatever the model."""
-    return pack.num_tokens >= other.num_tokens and pack.num_supervised_tokens >= other.num_supervised_tokens

@@ -17,11 +17,22 @@ _FP32_BYTES, _HALF_BYTES = 4, 2
 
 @dataclass(frozen=True, slots=True)
 class PackSize:
-    """How large a pack is: its tokens, those of them that are trained on, and its longest document."""
+    """How large a pack is: its tokens and those of them that are trained on.
+
+    `finds_gradients` says that another pack of its step came before.
+    """
 
     num_tokens: int
     num_supervised_tokens: int
-    longest_document_tokens: int = 0
+    finds_gradients: bool = False
+
+    def covers(self, other: PackSize) -> bool:
+        """Return whether this pack takes at least the memory of another, whatever the model."""
+        return (
+            self.num_tokens >= other.num_tokens
+            and self.num_supervised_tokens >= other.num_supervised_tokens
+            and self.finds_gradients >= other.finds_gradients
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,6 @@ class MemoryRequest:
     weight_bytes: float
     training_packs: tuple[PackSize, ...]
     evaluation_packs: tuple[PackSize, ...] = ()
-    packs_per_step: int = 1
     gradient_checkpointing: bool = False
     has_dropout: bool = False
     uses_dora: bool = False

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from llamafarm.strategy.document import Origin
 
 _PENDING: dict[str, str] = {
-    "hardware.memory_gb": "memory is not planned yet",
     "export": "this version does not export",
     "model_app": "answers come from transformers",
     "data_preprocessing.filter_quality": "rows are not judged yet",

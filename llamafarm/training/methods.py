@@ -30,7 +30,7 @@ def open_for_training(preparation: Preparation, strategy: Strategy) -> tuple[Tra
     """
     open_with_method = _METHODS[preparation.method.type]
     model, dropout_plan = open_with_method(preparation, strategy)
-    if strategy.hardware.optimization.gradient_checkpointing:
+    if preparation.memory.gradient_checkpointing:
         _checkpoint_gradients(transformer_of(model))
     return model, dropout_plan
 

@@ -14,11 +14,13 @@ import torch
 from llamafarm import terminal
 from llamafarm.errors import OutputError
 from llamafarm.hardware.libraries import installed_versions
+from llamafarm.hardware.process import return_freed_memory
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import packed_attention
 from llamafarm.model.weights import Trained, form_of, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.methods import open_for_training, quantization_of
+from llamafarm.training.preparation.memory import refuse_what_does_not_fit
 from llamafarm.training.preparation.prepare import Preparation, prepare
 from llamafarm.training.record import (
     FINAL_MODEL_FOLDER,
@@ -40,7 +42,10 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     terminal.mode.log_level = strategy.monitoring.log_level
     preparation = prepare(loaded)
     check_output_dir(preparation.output_dir, overwrite=overwrite)
+    refuse_what_does_not_fit(preparation.memory)
 
+    if preparation.memory.returns_freed_memory:
+        return_freed_memory()
     precision = _precision(preparation)
     model, dropout_plan = open_for_training(preparation, strategy)
     show_preparation(preparation)

@@ -17,7 +17,6 @@ from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.forward import supervised_logits
 from llamafarm.model.weights import Trained, restore_weights, trained_weights
-from llamafarm.planning.packs import choose_pack_tokens
 from llamafarm.strategy.schema import Method, Monitoring, TrainingArgs
 from llamafarm.training.checkpoint import (
     CheckpointRecord,
@@ -69,7 +68,7 @@ class Session:
         self._device = torch.device(preparation.device.kind)
         self._max_grad_norm = args.max_grad_norm
         self._save_total_limit = args.save_total_limit
-        self._pack_tokens = choose_pack_tokens(preparation.device.kind)
+        self._pack_tokens = preparation.memory.pack_tokens
         self._eval_packs = pack_rows(
             preparation.eval_rows,
             range(len(preparation.eval_rows)),

@@ -26,8 +26,7 @@ ANSWERS = "test_a_strategys_generation_settings_are_those_of_the_answers"
 CANNOT = "test_what_a_device_cannot_do_is_an_error_that_names_the_alternative"
 
 # Settings that the exports will act on; until then whoever sets one is told (strategy/pending.py).
-# hardware.memory_gb is for the plan of memory.
-LATER = ("hardware.memory_gb", "export.", "model_app.", "data_preprocessing.filter_quality")
+LATER = ("export.", "model_app.", "data_preprocessing.filter_quality")
 
 PROOFS: dict[str, str] = {
     "base_model.cache_dir": OPENING + "test_cache_dir_is_where_a_model_from_the_hub_is_looked_for",
@@ -41,6 +40,8 @@ PROOFS: dict[str, str] = {
     "generation.temperature": OPENING + ANSWERS,
     "generation.top_k": OPENING + ANSWERS,
     "generation.top_p": OPENING + ANSWERS,
+    "hardware.memory_gb": "training/preparation/test_memory.py::"
+    "test_less_memory_means_smaller_packs_and_the_same_weights",
     "hardware.device": "hardware/test_device.py::test_a_device_that_is_there_is_taken_as_asked",
     "hardware.precision.cpu.use_fp16": PRECISION + CANNOT,
     "hardware.precision.cuda.use_bf16": PRECISION + "test_the_guides_rules",

@@ -19,6 +19,7 @@ from llamafarm.inference.open import open_final_model
 from llamafarm.model.bundle import read_bundle
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run, session
+from llamafarm.training.preparation import memory
 from llamafarm.training.run import run_training
 from llamafarm.training.session import RunResult
 
@@ -119,7 +120,7 @@ def test_one_row_at_a_time_gives_the_weights_of_packs(
 ) -> None:
     settings = settings_of(variant, training_args__max_steps=3)
     packed = train("packed", **settings)
-    monkeypatch.setattr(session, "choose_pack_tokens", lambda kind: 1)
+    monkeypatch.setattr(memory, "choose_pack_tokens", lambda kind: 1)
     alone = train("alone", **settings)
     name = "model.safetensors" if variant == "full" else "adapter_model.safetensors"
     theirs = load_file(alone.final_model / name)

@@ -18,7 +18,8 @@ from llamafarm.inference import open as opening
 from llamafarm.inference.open import open_final_model
 from llamafarm.model import quantized
 from llamafarm.strategy.load import LoadedStrategy
-from llamafarm.training import run, session
+from llamafarm.training import run
+from llamafarm.training.preparation import memory
 from llamafarm.training.run import run_training
 from llamafarm.training.session import RunResult
 
@@ -82,7 +83,7 @@ def test_the_final_model_gives_the_trained_logits_on_a_base_in_4_bits(
 @needs_bitsandbytes
 def test_one_row_at_a_time_gives_the_losses_of_packs(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = train("packed", training_args__max_steps=3)
-    monkeypatch.setattr(session, "choose_pack_tokens", lambda kind: 1)
+    monkeypatch.setattr(memory, "choose_pack_tokens", lambda kind: 1)
     alone = train("alone", training_args__max_steps=3)
     assert packed.train_loss == pytest.approx(alone.train_loss, abs=1e-4)
 

@@ -31,8 +31,9 @@ from transformers import (
 
 from llamafarm.model.adapter import adapter_tensors, attach_adapter
 from llamafarm.strategy.load import load_strategy
-from llamafarm.training import methods, run, session
+from llamafarm.training import methods, run
 from llamafarm.training.loop import order_of_epoch
+from llamafarm.training.preparation import memory
 
 NUM_STEPS = 30
 LOSS_TOLERANCE = 1e-4
@@ -256,7 +257,7 @@ def train(
             return model, plan
 
         monkeypatch.setattr(methods, "attach_adapter", attach)
-        monkeypatch.setattr(session, "choose_pack_tokens", lambda kind: pack_tokens)
+        monkeypatch.setattr(memory, "choose_pack_tokens", lambda kind: pack_tokens)
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         text = dedent(STRATEGY).format(
             base=bases(architecture), rows=tmp_path / "rows.jsonl", output=tmp_path / "run", **fields

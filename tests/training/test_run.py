@@ -21,7 +21,7 @@ from llamafarm.evaluation.loss import LossResult
 from llamafarm.model.targets import choose_target_modules
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run, session
-from llamafarm.training.preparation import prepare
+from llamafarm.training.preparation import memory, prepare
 from llamafarm.training.run import run_training
 from llamafarm.training.session import RunResult
 
@@ -81,7 +81,7 @@ def test_with_dropout_the_size_of_packs_changes_nothing(
     train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("whole")
-    monkeypatch.setattr(session, "choose_pack_tokens", lambda kind: 60)
+    monkeypatch.setattr(memory, "choose_pack_tokens", lambda kind: 60)
     parts = train("parts")
     assert_same_weights(whole, parts)
     assert digest(whole) != digest(train("undropped", method__dropout=0.0))

@@ -15,6 +15,7 @@ from typing import Literal
 
 from llamafarm.model.hub import ModelSource, hub_cache
 from llamafarm.model.load import Base
+from llamafarm.training.preparation.memory import describe_proposal
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import earlier_run_in
 
@@ -40,6 +41,11 @@ def check_preparation(preparation: Preparation) -> list[Check]:
         Check("data", "ready", f"{num_train} training rows, {num_eval} evaluation rows"),
         check_source(preparation.base, source),
         Check("precision", "ready", f"{preparation.precision.name} on {preparation.device.description}"),
+        check_memory(
+            preparation.memory.plan.total_bytes,
+            preparation.memory.available_bytes,
+            describe_proposal(preparation.memory.proposal) if preparation.memory.proposal else "",
+        ),
         *check_disk(downloads),
         check_output_folder(preparation.output_dir),
     ]

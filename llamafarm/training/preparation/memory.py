@@ -15,13 +15,14 @@ from llamafarm.model.load import Base, load_config
 from llamafarm.model.quantized import may_quantize
 from llamafarm.model.shape import build_without_weights, shape_of
 from llamafarm.model.targets import choose_target_modules
-from llamafarm.planning.changes import Cut, Freedom, Packing
+from llamafarm.planning.changes import Cut, Freedom, Packing, Proposal
 from llamafarm.planning.fit import MemoryDecision, settle_memory
-from llamafarm.planning.memory import is_larger
 from llamafarm.planning.packs import choose_pack_tokens
 from llamafarm.planning.request import QLORA, MemoryRequest, PackSize
 from llamafarm.strategy.schema import Method, Strategy
 from llamafarm.training.loop import LoopPlan
+from llamafarm.training.preparation.method import prepare_method
+from llamafarm.training.preparation.rows import Choice
 
 # Steps whose packs are looked at; those of later steps are hardly fuller.
 _NUM_SAMPLED_STEPS = 32
@@ -37,6 +38,40 @@ class PreparedRows:
     eval_rows: Sequence[EncodedRow]
     plan: LoopPlan
     eval_rows_per_pack: int | None
+
+
+def settle_method_and_memory(
+    strategy: Strategy,
+    method: Method,
+    base: Base,
+    source: ModelSource,
+    device: Device,
+    precision: str,
+    rows: PreparedRows,
+    choices: list[Choice],
+) -> tuple[Method, MemoryDecision]:
+    """Return the method and how it is made to fit the memory; what was chosen is added to `choices`.
+
+    `method` has no `auto` in it. Where the strategy left its type to us and lora does not fit, it is settled
+    again for a small memory.
+    """
+    decision = plan_memory(strategy, method, base, source, device, precision, rows)
+    if strategy.method.type == "auto" and not decision.fits:
+        chosen: list[Choice] = []
+        method = prepare_method(strategy.method, base, device, chosen, memory_is_short=True)
+        settled_anew = {choice.setting for choice in chosen}
+        choices[:] = [choice for choice in choices if choice.setting not in settled_anew] + chosen
+        decision = plan_memory(strategy, method, base, source, device, precision, rows)
+    total, available = (show_gib(size) for size in (decision.plan.total_bytes, decision.available_bytes))
+    limit = "hardware.memory_gb" if strategy.hardware.memory_gb is not None else "free on the device"
+    choices.append(Choice("memory", f"{total} at the peak", f"predicted; {available} {limit}"))
+    choices += [Choice(reason.setting, reason.value, reason.why) for reason in decision.reasons]
+    return method, decision
+
+
+def show_gib(num_bytes: int) -> str:
+    """Return bytes in GiB, with three digits at least."""
+    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def plan_memory(
@@ -92,7 +127,6 @@ def plan_memory(
         ),
         may_checkpoint=checkpoints is None,
         may_return_memory=on_cpu and can_return_freed_memory(),
-        is_limited=limit_gb is not None,
     )
 
 
@@ -102,18 +136,21 @@ def refuse_what_does_not_fit(decision: MemoryDecision) -> None:
         return
     proposal = decision.proposal
     assert proposal is not None
-    settings = ", ".join(f"{change.setting}: {change.value}" for change in proposal.changes)
-    if proposal.fits:
-        remedy = f"Set {settings}; `plan` shows what each saves."
-    else:
-        short = f"{proposal.missing_bytes / 2**30:.2f} GiB are missing"
-        remedy = f"Use a smaller base model: {short} even with {settings}." if settings else f"{short}."
     raise MachineError(
         f"training needs {decision.plan.total_bytes / 2**30:.2f} GiB at its peak, and there are "
         f"{decision.available_bytes / 2**30:.2f} GiB",
         where="hardware.memory_gb, or what is free on the device",
-        remedy=remedy,
+        remedy=describe_proposal(proposal),
     )
+
+
+def describe_proposal(proposal: Proposal) -> str:
+    """Return what would make a run fit, as a sentence."""
+    settings = " and ".join(f"{change.setting}: {change.value}" for change in proposal.changes)
+    if proposal.fits:
+        return f"Set {settings}; `plan` shows what each saves."
+    even_with = f" even with {settings}" if settings else ""
+    return f"Use a smaller base model: {proposal.missing_bytes / 2**30:.2f} GiB are missing{even_with}."
 
 
 def _cut(request: MemoryRequest, rows: PreparedRows, pack_tokens: int) -> Cut:
@@ -132,14 +169,11 @@ def _pack(rows: PreparedRows, pack_tokens: int, max_length: int) -> Packing:
     fits = [row.num_tokens <= max_length for row in rows.train_rows]
     stride = max(plan.num_steps // _NUM_SAMPLED_STEPS, 1)
     sizes: list[PackSize] = []
-    packs_per_step = 1
     for step in range(1, plan.num_steps + 1, stride):
         indices = [index for index in plan.rows_of_step(step) if fits[index]]
-        packs = pack_rows(rows.train_rows, indices, pack_tokens)
-        packs_per_step = max(packs_per_step, len(packs))
         sizes += [
-            PackSize(pack.num_tokens, pack.num_supervised_tokens, max(pack.document_lengths))
-            for pack in packs
+            PackSize(pack.num_tokens, pack.num_supervised_tokens, finds_gradients=place > 0)
+            for place, pack in enumerate(pack_rows(rows.train_rows, indices, pack_tokens))
         ]
     kept_eval = [index for index, row in enumerate(rows.eval_rows) if row.num_tokens <= max_length]
     eval_packs = pack_rows(rows.eval_rows, kept_eval, pack_tokens, rows.eval_rows_per_pack)
@@ -147,9 +181,7 @@ def _pack(rows: PreparedRows, pack_tokens: int, max_length: int) -> Packing:
     # A row that no step looked at may be the longest.
     longest = max(lengths, default=0)
     sizes += [
-        PackSize(longest, row.num_supervised_tokens, longest)
-        for row in rows.train_rows
-        if row.num_tokens == longest
+        PackSize(longest, row.num_supervised_tokens) for row in rows.train_rows if row.num_tokens == longest
     ][:1]
     return Packing(
         pack_tokens=pack_tokens,
@@ -159,17 +191,16 @@ def _pack(rows: PreparedRows, pack_tokens: int, max_length: int) -> Packing:
         evaluation_packs=_largest(
             [PackSize(pack.num_tokens, pack.num_supervised_tokens) for pack in eval_packs]
         ),
-        packs_per_step=packs_per_step,
         num_rows_left_out=fits.count(False),
     )
 
 
 def _largest(sizes: Sequence[PackSize]) -> tuple[PackSize, ...]:
-    """Return the packs of which none is larger in both, tokens and supervised tokens."""
+    """Return the packs that no other covers."""
     kept: list[PackSize] = []
     for size in sizes:
-        if not any(is_larger(other, size) for other in kept):
-            kept = [other for other in kept if not is_larger(size, other)] + [size]
+        if not any(other.covers(size) for other in kept):
+            kept = [other for other in kept if not size.covers(other)] + [size]
     return tuple(kept)
 
 

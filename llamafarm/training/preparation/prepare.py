@@ -29,11 +29,13 @@ from llamafarm.model.load import (
     use_tokenizer_threads,
 )
 from llamafarm.model.prompt import build_template
+from llamafarm.planning.fit import MemoryDecision
 from llamafarm.planning.guide.match import most_rows_at_once
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
 from llamafarm.training.loop import Every, LoopPlan
 from llamafarm.training.preparation.batch import settle_batch_size
+from llamafarm.training.preparation.memory import PreparedRows, settle_method_and_memory
 from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.rows import Choice, Limits, read_files, settle_rows, wants_evaluation
 
@@ -54,6 +56,7 @@ class Preparation:
     eval_rows: list[EncodedRow]
     data_files: list[DataFile]
     plan: LoopPlan
+    memory: MemoryDecision
     max_length: int
     output_dir: Path
     choices: list[Choice] = field(default_factory=list)
@@ -102,6 +105,10 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     plan = plan_loop(strategy, len(train_rows), has_evaluation=bool(eval_rows))
     if plan.saves_best and plan.save_every is None:
         choices.append(Choice("checkpoints", "the best one only", "load_best_model_at_end reads it back"))
+    rows = PreparedRows(train_rows, eval_rows, plan, args.per_device_eval_batch_size)
+    method, memory = settle_method_and_memory(
+        strategy, method, base, source, device, precision.name, rows, choices
+    )
     return Preparation(
         base=base,
         base_shown=strategy.base_model.name or base.name,
@@ -115,6 +122,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         eval_rows=eval_rows,
         data_files=files,
         plan=plan,
+        memory=memory,
         max_length=limits.max_length,
         output_dir=output_dir_of(loaded),
         choices=choices,

@@ -21,6 +21,7 @@ from llamafarm.commands.complete import complete
 from llamafarm.commands.data import split
 from llamafarm.commands.doctor import doctor
 from llamafarm.commands.evaluate import evaluate
+from llamafarm.commands.plan import plan
 from llamafarm.commands.recommend import recommend
 from llamafarm.commands.setup import setup
 from llamafarm.commands.strategies import list_all, schema, show, validate
@@ -75,7 +76,7 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Work on data files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (setup, train, complete, evaluate, recommend, doctor):
+for verb in (setup, plan, train, complete, evaluate, recommend, doctor):
     app.command()(_guard(verb))
 data_app.command()(_guard(split))
 app.add_typer(data_app, name="data")

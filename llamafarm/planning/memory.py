@@ -7,7 +7,8 @@ until something fits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 
 from llamafarm.planning.activations import block_backward_bytes, evaluation_bytes, loss_bytes, saved_bytes
 from llamafarm.planning.request import QLORA, MemoryRequest
@@ -23,11 +24,14 @@ _SCALE_BYTES = 1 / 64
 # machine (2 cores, torch 2.13): resident memory of first steps, less the tensors. The others are assumptions.
 _COMPUTE_BYTES = {"cpu": 40 * _MIB, "mps": 100 * _MIB, "cuda": 500 * _MIB}
 
-# What an allocator holds beyond what is in use, as a part of the activations. glibc cannot give a freed block
-# to the next tensor of the same size, because torch asks for aligned ones, which need room to be aligned in:
-# with packs of changing sizes 1.0 to 2.0 times the activations came on top (seven runs, 20 to 135 M weights).
+# What an allocator holds beyond what is in use, as a part of what a step saves and of what the backward pass
+# of a block takes. glibc cannot give a freed block to the next tensor of the same size, because torch asks
+# for aligned ones, which need room to be aligned in: 0.7 to 2.1 times the saved tensors came on top, the more
+# the longer packs of changing sizes went on (eleven runs, 20 to 135 M weights); with checkpointing, where all
+# tensors of a block but one are freed, it was what the second pair gives within 15 % (four runs).
 # With every block given back when it is freed, nothing is left over. The GPUs' are assumptions.
-_SLACK = {"cpu": 1.4, "mps": 0.1, "cuda": 0.1}
+_HEAP_SLACK, _HEAP_SLACK_CHECKPOINTED = (1.3, 0.0), (4.8, 3.5)
+_SLACK = {"mps": 0.1, "cuda": 0.1}
 _SLACK_RETURNING = 0.03
 
 
@@ -59,19 +63,27 @@ class MemoryPlan:
         return [(part.name, getattr(self, part.name)) for part in fields(self)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What a moment of a run takes beside process and weights, in bytes; `allocator` is what a heap keeps."""
+
+    adapters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    loading: int = 0
+    allocator: int = 0
+
+
 def predict_memory(request: MemoryRequest) -> MemoryPlan:
     """Return the peak of a run by part: in a training step, in evaluation or in loading, whatever is most."""
-    trained = request.num_trained_weights * _FP32_BYTES
-    moments = _ADAM_MOMENTS * trained
     process = request.process_bytes + _COMPUTE_BYTES[request.device_kind]
     weights = held_weight_bytes(request)
-    adapters = 0 if request.is_full else trained
-    moments_in_use = [
-        _plan(request, process, weights, adapters, moments, *working)
-        for working in _working_sets(request, trained)
+    plans = [
+        MemoryPlan(process=process, weights=weights, **asdict(moment)) for moment in _moments_of(request)
     ]
-    loading = _plan(request, process, weights, 0, 0, 0, 0, 0, loading=_loading_bytes(request))
-    return max([*moments_in_use, loading], key=lambda plan: plan.total_bytes)
+    return max(plans, key=lambda plan: plan.total_bytes)
 
 
 def held_weight_bytes(request: MemoryRequest) -> int:
@@ -83,36 +95,36 @@ def held_weight_bytes(request: MemoryRequest) -> int:
     return int(unquantized + shape.num_linear_weights * (0.5 + _SCALE_BYTES))
 
 
-def _working_sets(request: MemoryRequest, trained: int) -> list[tuple[int, int, int]]:
-    """Return gradients, activations and logits at each moment of a run that may be its peak."""
-    moments = [(trained + _gradient_of_embedding_bytes(request), 0, 0)]
+def _moments_of(request: MemoryRequest) -> Iterator[_Moment]:
+    """Yield every moment of a run that may be its peak."""
+    yield _Moment(loading=_loading_bytes(request))
+    trained = request.num_trained_weights * _FP32_BYTES
+    idle = _Moment(adapters=0 if request.is_full else trained, optimizer=_ADAM_MOMENTS * trained)
+    yield replace(idle, gradients=trained + _gradient_of_embedding_bytes(request))
+    most_kept = 0
     for pack in request.training_packs:
-        # The first pack of a step finds no gradients; they come as its activations go.
-        before = trained if pack.finds_gradients else 0
         saved = saved_bytes(request, pack)
-        moments.append((before, saved, loss_bytes(request, pack)))
-        moments.append((before, saved + block_backward_bytes(request, pack.num_tokens), 0))
-    moments += [(0, 0, evaluation_bytes(request, pack)) for pack in request.evaluation_packs]
-    return moments
+        in_block = block_backward_bytes(request, pack.num_tokens)
+        # The first pack of a step finds no gradients; they come as its activations go.
+        gradients = trained if pack.finds_gradients else 0
+        kept = _kept_by_allocator_bytes(request, saved, in_block)
+        if request.is_full:  # gradients and moments take what the activations left
+            kept = max(kept - trained - idle.optimizer, 0)
+        most_kept = max(most_kept, kept)
+        at_pack = replace(idle, gradients=gradients, allocator=kept)
+        yield replace(at_pack, activations=saved, logits=loss_bytes(request, pack))
+        yield replace(at_pack, activations=saved + in_block)
+    for pack in request.evaluation_packs:
+        yield replace(idle, logits=evaluation_bytes(request, pack), allocator=most_kept)
 
 
-def _plan(
-    request: MemoryRequest,
-    process: int,
-    weights: int,
-    adapters: int,
-    optimizer: int,
-    gradients: int,
-    activations: int,
-    logits: int,
-    *,
-    loading: int = 0,
-) -> MemoryPlan:
-    part = _SLACK_RETURNING if request.returns_freed_memory else _SLACK[request.device_kind]
-    slack = int(part * activations)
-    if request.is_full:  # gradients and moments take what the activations left
-        slack = max(slack - gradients - optimizer, 0)
-    return MemoryPlan(process, weights, adapters, gradients, optimizer, activations, logits, loading, slack)
+def _kept_by_allocator_bytes(request: MemoryRequest, saved: int, in_block: int) -> int:
+    if request.returns_freed_memory:
+        return int(_SLACK_RETURNING * saved)
+    if request.device_kind != "cpu":
+        return int(_SLACK[request.device_kind] * saved)
+    per_saved, per_block = _HEAP_SLACK_CHECKPOINTED if request.gradient_checkpointing else _HEAP_SLACK
+    return int(per_saved * saved + per_block * in_block)
 
 
 def _gradient_of_embedding_bytes(request: MemoryRequest) -> int:

@@ -46,7 +46,7 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
 
     if preparation.memory.returns_freed_memory:
         return_freed_memory()
-    precision = _precision(preparation)
+    precision = precision_of(preparation)
     model, dropout_plan = open_for_training(preparation, strategy)
     show_preparation(preparation)
 
@@ -83,7 +83,8 @@ def show_preparation(preparation: Preparation) -> None:
     terminal.say(f"{'output':<16}{preparation.output_dir}")
 
 
-def _precision(preparation: Preparation) -> Precision:
+def precision_of(preparation: Preparation) -> Precision:
+    """Return how a prepared run computes; sets how torch multiplies fp32 matrices."""
     kind, name = preparation.device.kind, preparation.precision.name
     torch.set_float32_matmul_precision("high" if preparation.precision.uses_tf32 else "highest")
     if name == "fp32":

@@ -76,7 +76,7 @@ class Session:
             args.per_device_eval_batch_size,
         )
         self._optimizer, self._scheduler = build_optimizer(
-            model, _optimizer_settings(args, preparation.method), preparation.plan.num_steps
+            model, optimizer_settings(args, preparation.method), preparation.plan.num_steps
         )
         self._metrics = MetricsWriter(
             preparation.output_dir,
@@ -212,7 +212,8 @@ class Session:
         return ", ".join(numbers) + more
 
 
-def _optimizer_settings(args: TrainingArgs, method: Method) -> OptimizerSettings:
+def optimizer_settings(args: TrainingArgs, method: Method) -> OptimizerSettings:
+    """Return the optimizer that a strategy describes."""
     return OptimizerSettings(
         learning_rate=args.learning_rate,
         lr_scheduler_type=args.lr_scheduler_type,

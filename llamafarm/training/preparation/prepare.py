@@ -98,14 +98,8 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     train_rows = limits.keep(encode_conversations(train, template, tokenize), "training", warnings)
     eval_rows = limits.keep(encode_conversations(evaluation, template, tokenize), "evaluation", warnings)
     _check_rows_left(strategy, train_rows, eval_rows, files, limits)
-    most_rows = most_rows_at_once(device.kind, device.name, device.memory_gb)
-    args, chosen = settle_batch_size(strategy.training_args, len(train_rows), most_rows, device.description)
-    choices += chosen
-    strategy = strategy.model_copy(update={"training_args": args})
-    plan = plan_loop(strategy, len(train_rows), has_evaluation=bool(eval_rows))
-    if plan.saves_best and plan.save_every is None:
-        choices.append(Choice("checkpoints", "the best one only", "load_best_model_at_end reads it back"))
-    rows = PreparedRows(train_rows, eval_rows, plan, args.per_device_eval_batch_size)
+    plan = _settle_loop(strategy, len(train_rows), device, choices, has_evaluation=bool(eval_rows))
+    rows = PreparedRows(train_rows, eval_rows, plan, strategy.training_args.per_device_eval_batch_size)
     method, memory = settle_method_and_memory(
         strategy, method, base, source, device, precision.name, rows, choices
     )
@@ -128,6 +122,20 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         choices=choices,
         warnings=warnings,
     )
+
+
+def _settle_loop(
+    strategy: Strategy, num_train_rows: int, device: Device, choices: list[Choice], *, has_evaluation: bool
+) -> LoopPlan:
+    """Return the plan of the loop, with numbers for an `auto` batch; what was chosen is added to `choices`."""
+    most_rows = most_rows_at_once(device.kind, device.name, device.memory_gb)
+    args, chosen = settle_batch_size(strategy.training_args, num_train_rows, most_rows, device.description)
+    choices += chosen
+    settled = strategy.model_copy(update={"training_args": args})
+    plan = plan_loop(settled, num_train_rows, has_evaluation=has_evaluation)
+    if plan.saves_best and plan.save_every is None:
+        choices.append(Choice("checkpoints", "the best one only", "load_best_model_at_end reads it back"))
+    return plan
 
 
 def _tokenize_with_threads(tokenizer: Any, num_threads: int | None) -> Tokenize:

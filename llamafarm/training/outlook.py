@@ -1,0 +1,92 @@
+"""What a prepared run will take, before it starts: packs, operations, time, disk. `plan` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llamafarm.data.encode import EncodedRow
+from llamafarm.data.pack import pack_rows
+from llamafarm.hardware.speed import measure_matmul_flops
+from llamafarm.planning.duration import (
+    EFFICIENCY,
+    DiskPlan,
+    RowLengths,
+    estimate_seconds,
+    evaluation_flops,
+    plan_disk,
+    training_flops,
+)
+from llamafarm.strategy.schema import Strategy
+from llamafarm.training.loop import LoopPlan
+from llamafarm.training.preparation.prepare import Preparation
+from llamafarm.training.probe import ProbeResult
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a run will take. Seconds are of training and evaluation, without loading and saving.
+
+    `time_basis` says what the seconds rest on.
+    """
+
+    packs_of_first_step: int
+    tokens_per_epoch: int
+    flops: float
+    seconds: float
+    time_basis: str
+    disk: DiskPlan
+
+
+def look_ahead(preparation: Preparation, strategy: Strategy, probe: ProbeResult | None = None) -> Outlook:
+    """Return what a prepared run will take; a probe's speed is taken over that of matrix products."""
+    plan, request = preparation.plan, preparation.memory.cut.request
+    lengths = sum_lengths(preparation.train_rows)
+    num_epochs = plan.num_steps / plan.steps_per_epoch
+    evaluation = evaluation_flops(request, sum_lengths(preparation.eval_rows))
+    flops = num_epochs * training_flops(request, lengths) + _num_evaluations(plan) * evaluation
+    if probe is not None:
+        seconds, basis = flops / probe.flops_per_second, f"a probe of {probe.num_steps} steps"
+    else:
+        speed = _matmul_flops(preparation)
+        efficiency = EFFICIENCY[preparation.device.kind]
+        seconds = estimate_seconds(flops, speed, efficiency)
+        basis = f"{efficiency:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product"
+    first = pack_rows(preparation.train_rows, plan.rows_of_step(1), preparation.memory.pack_tokens)
+    return Outlook(len(first), lengths.num_tokens, flops, seconds, basis, _plan_disk(preparation, strategy))
+
+
+def sum_lengths(rows: Sequence[EncodedRow]) -> RowLengths:
+    """Return the summed lengths of rows."""
+    return RowLengths.of((row.num_tokens, row.num_supervised_tokens) for row in rows)
+
+
+def _matmul_flops(preparation: Preparation) -> float:
+    """Return the speed of the device's matrix products, on all the cores that torch uses of a processor."""
+    kind = preparation.device.kind
+    num_cores = torch.get_num_threads() if kind == "cpu" else 1
+    return num_cores * measure_matmul_flops(kind, preparation.precision.name)
+
+
+def _num_evaluations(plan: LoopPlan) -> int:
+    """Return how often a run evaluates if nothing stops it early; the last step always does."""
+    if plan.evaluate_every is None:
+        return 0
+    every = plan.evaluate_every.num_steps or plan.steps_per_epoch
+    return -(-plan.num_steps // every)
+
+
+def _plan_disk(preparation: Preparation, strategy: Strategy) -> DiskPlan:
+    args, export, plan = strategy.training_args, strategy.export, preparation.plan
+    num_kept = 0
+    if plan.save_every is not None:
+        every = plan.save_every.num_steps or plan.steps_per_epoch
+        # One more lies there while it is being written, before an old one is removed.
+        num_kept = min(-(-plan.num_steps // every), args.save_total_limit + 1)
+    return plan_disk(
+        preparation.memory.cut.request,
+        num_checkpoints=num_kept + (1 if plan.saves_best else 0),
+        quantization=export.quantization if export.to_gguf or export.to_ollama else None,
+    )

@@ -1,0 +1,239 @@
+"""The inventory of saved tensors and the parts of the peak, held equal to what torch really saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from llamafarm.data.encode import EncodedRow
+from llamafarm.data.pack import Pack, build_pack
+from llamafarm.kernels.dropout import DropoutPlan
+from llamafarm.kernels.loss import sum_cross_entropy
+from llamafarm.model.adapter import AdapterSettings, attach_adapter
+from llamafarm.model.forward import packed_attention, supervised_logits
+from llamafarm.model.full import train_all_weights
+from llamafarm.model.shape import shape_of
+from llamafarm.planning.activations import evaluation_bytes, loss_bytes, saved_bytes
+from llamafarm.planning.memory import MemoryPlan, held_weight_bytes, predict_memory
+from llamafarm.planning.request import MemoryRequest, PackSize
+from llamafarm.planning.shape import LinearLayer, ModelShape
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+# Wide enough that the small things that are not counted, such as the tables of positions, stay small.
+SIZES: dict[str, Any] = {
+    "vocab_size": 500,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def packed(lengths: tuple[int, ...]) -> Pack:
+    """A pack of which half of each document is trained on."""
+    rows = []
+    for number, length in enumerate(lengths):
+        is_supervised = np.arange(length) >= length // 2
+        rows.append(EncodedRow(np.arange(length, dtype=np.int32) % 500, is_supervised, number))
+    return build_pack(rows, range(len(rows)))
+
+
+def saved_by_torch(model: torch.nn.Module, base: PreTrainedModel, plan: DropoutPlan | None, pack: Pack,
+                   autocast: Callable[[], AbstractContextManager[object]]) -> int:  # fmt: skip
+    """The bytes that a forward pass leaves for the backward pass, weights aside, each storage once."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in weights:
+            kept[pointer] = tensor
+        return tensor
+
+    model.train()
+    if plan is not None:
+        plan.enter_pack(1, pack.row_indices, pack.document_lengths, pack.supervised_positions_S)
+    with (
+        packed_attention(base),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        autocast(),
+    ):
+        loss = sum_cross_entropy(supervised_logits(model, pack), pack.targets_S)
+    assert loss.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("targets", "dropout", "checkpointing"),
+    [
+        (["q_proj", "v_proj"], 0.0, False),
+        (ATTENTION, 0.1, False),
+        ("all-linear", 0.0, False),
+        ("all-linear", 0.1, False),
+        (ATTENTION, 0.0, True),
+        (None, 0.0, False),
+    ],
+)
+def test_the_inventory_is_what_torch_saves(
+    architecture: str, precision: str, targets: list[str] | str | None, dropout: float, checkpointing: bool
+) -> None:
+    torch.manual_seed(0)
+    is_full, is_half = targets is None, precision == "bf16"
+    base: PreTrainedModel
+    if architecture == "llama":
+        base = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    else:
+        base = Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    shape = shape_of(base)
+    plan = None
+    model: torch.nn.Module = base
+    if targets is None:
+        train_all_weights(base)
+    else:
+        base.to(torch.bfloat16 if is_half else torch.float32)
+        settings = AdapterSettings(r=8, alpha=16, dropout=dropout, target_modules=targets)
+        model, plan = attach_adapter(base, settings, base_name="base", seed=0)
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    pack = packed((100, 60, 140))
+    size = PackSize(pack.num_tokens, pack.num_supervised_tokens)
+    request = MemoryRequest(
+        shape=shape,
+        device_kind="cpu",
+        method="full_finetune" if is_full else "lora",
+        rank=8,
+        targets=targets or [],
+        precision=precision,
+        weight_bytes=2 if is_half and not is_full else 4,
+        training_packs=(size,),
+        gradient_checkpointing=checkpointing,
+        has_dropout=dropout > 0,
+    )
+
+    def autocast() -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16) if is_half else nullcontext()
+
+    # Of the three tensors of the loss one is saved, the log-softmax.
+    predicted = saved_bytes(request, size) + loss_bytes(request, size) // 3
+    assert predicted == pytest.approx(saved_by_torch(model, base, plan, pack, autocast), rel=0.06)
+
+
+LAYERS = tuple(
+    LinearLayer(path, inputs, outputs, 4, name)
+    for path, inputs, outputs, name in (
+        ("self_attn.q_proj", 64, 64, "self_attn"),
+        ("self_attn.v_proj", 64, 32, "self_attn"),
+        ("mlp.down_proj", 128, 64, "mlp.down_proj"),
+    )
+)
+SHAPE = ModelShape(4, 64, 128, 4, 2, 16, 1000, True, True, 200_000, LAYERS)
+REQUEST = MemoryRequest(
+    shape=SHAPE,
+    device_kind="cpu",
+    method="lora",
+    rank=8,
+    targets=["q_proj", "v_proj"],
+    precision="fp32",
+    weight_bytes=4,
+    training_packs=(PackSize(512, 200),),
+    returns_freed_memory=True,
+    process_bytes=10**6,
+)
+
+
+def total(**changes: Any) -> int:
+    """The predicted peak with some numbers changed."""
+    return predict_memory(replace(REQUEST, **changes)).total_bytes
+
+
+def test_the_parts_add_up_and_have_their_names() -> None:
+    plan = predict_memory(REQUEST)
+    parts = dict(plan.parts())
+    assert {"weights", "adapters", "gradients", "optimizer", "activations", "logits"} < set(parts)
+    assert sum(parts.values()) == plan.total_bytes
+    assert parts["weights"] == 800_000
+    assert parts["adapters"] == 4 * 4 * 8 * (64 + 64 + 64 + 32)
+    assert parts["optimizer"] == 2 * parts["adapters"]
+    assert parts["logits"] == 200 * 1000 * 12
+
+
+@given(
+    tokens=st.integers(1, 4000),
+    more=st.integers(0, 4000),
+    part=st.floats(0, 1),
+    rank=st.integers(1, 128),
+    precision=st.sampled_from(["fp32", "bf16"]),
+    checkpointing=st.booleans(),
+)
+def test_more_tokens_and_a_higher_rank_never_take_less(
+    tokens: int, more: int, part: float, rank: int, precision: str, checkpointing: bool
+) -> None:
+    changes = {"precision": precision, "gradient_checkpointing": checkpointing, "rank": rank}
+    small = PackSize(tokens, int(tokens * part))
+    large = PackSize(tokens + more, small.num_supervised_tokens)
+    assert total(**changes, training_packs=(small,)) <= total(**changes, training_packs=(large,))
+    assert total(**changes) <= total(**{**changes, "rank": rank + 1})
+    both = total(**changes, training_packs=(small, large))
+    assert both == total(**changes, training_packs=(large,))
+
+
+def test_each_lever_saves_what_it_is_for() -> None:
+    assert total(gradient_checkpointing=True, training_packs=(PackSize(4000, 1),)) < total(
+        training_packs=(PackSize(4000, 1),)
+    )
+    assert total(precision="bf16", weight_bytes=2) < total()
+    assert total(method="qlora", weight_bytes=0.5) < total()
+    assert total(returns_freed_memory=False) > total()
+    assert total(has_dropout=True) > total()
+    assert total(method="full_finetune") > total()
+
+
+def test_gradients_are_there_only_from_the_second_pack_of_a_step_on() -> None:
+    def plan_of(*packs: PackSize) -> MemoryPlan:
+        return predict_memory(replace(REQUEST, method="full_finetune", training_packs=packs))
+
+    assert plan_of(PackSize(4000, 4000)).gradients == 0
+    assert plan_of(PackSize(4000, 4000, finds_gradients=True)).gradients == 800_000
+    # A tiny step's peak is where all gradients have come.
+    assert plan_of(PackSize(1, 1)).gradients == 800_000 + 4 * SHAPE.num_head_weights
+
+
+def test_evaluation_and_loading_may_be_the_peak() -> None:
+    large = PackSize(4000, 4000)
+    with_evaluation = predict_memory(replace(REQUEST, evaluation_packs=(large,)))
+    assert with_evaluation.logits == evaluation_bytes(REQUEST, large)
+    loading = predict_memory(
+        replace(REQUEST, weight_bytes=2, stored_bytes=10**9, training_packs=(PackSize(1, 1),))
+    )
+    assert loading.loading == 10**9
+    assert not predict_memory(replace(REQUEST, stored_bytes=800_500)).loading
+
+
+def test_weights_in_4_bits_leave_the_others_as_they_are() -> None:
+    request = replace(REQUEST, method="qlora", weight_bytes=0.5, precision="bf16")
+    in_linear = SHAPE.num_linear_weights
+    outside = SHAPE.num_parameters - in_linear
+    assert held_weight_bytes(request) == pytest.approx(outside * 2 + in_linear * (0.5 + 1 / 64), abs=1)
+    assert held_weight_bytes(REQUEST) == 800_000
+
+
+@given(st.tuples(*[st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans())] * 2))
+def test_a_pack_that_covers_another_takes_at_least_its_memory(
+    pair: tuple[tuple[int, int, bool], tuple[int, int, bool]],
+) -> None:
+    one, other = (PackSize(*numbers) for numbers in pair)
+    if one.covers(other):
+        assert total(training_packs=(one,)) >= total(training_packs=(other,))

@@ -138,6 +138,7 @@ def _describe_run(loaded: LoadedStrategy, preparation: Preparation, result: RunR
             {"file": str(file.path), "rows": len(file.conversations), "sha256": file.sha256}
             for file in preparation.data_files
         ],
+        "predicted_memory_bytes": dict(preparation.memory.plan.parts()),
         "versions": installed_versions(),
         "result": {**asdict(result), "final_model": str(result.final_model)},
     }

@@ -127,7 +127,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
 def _settle_loop(
     strategy: Strategy, num_train_rows: int, device: Device, choices: list[Choice], *, has_evaluation: bool
 ) -> LoopPlan:
-    """Return the plan of the loop, with numbers for an `auto` batch; what was chosen is added to `choices`."""
+    """Return the plan of the loop; what was chosen for an `auto` batch is added to `choices`."""
     most_rows = most_rows_at_once(device.kind, device.name, device.memory_gb)
     args, chosen = settle_batch_size(strategy.training_args, num_train_rows, most_rows, device.description)
     choices += chosen

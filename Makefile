@@ -9,7 +9,7 @@ endif
 export UV_NO_PROGRESS ?= 1
 RUN := $(UV) run --no-sync
 
-.PHONY: setup demo docs test test-qlora lint types contract docs check clean
+.PHONY: setup demo docs test test-slow test-qlora lint types contract check clean
 
 setup: .venv/installed
 
@@ -26,6 +26,10 @@ demo: setup
 
 test: setup
 	$(RUN) pytest
+
+# What takes minutes: the demo, from end to end.
+test-slow: setup
+	$(RUN) pytest -m slow
 
 # What needs an optional library. It comes last in CI: peft imports bitsandbytes wherever it is installed.
 test-qlora: setup

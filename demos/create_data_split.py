@@ -8,7 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from llamafarm.cli import main
+from llamafarm.interpreter import use_environment_of_checkout
+
+use_environment_of_checkout()
+
+from llamafarm.cli import main  # noqa: E402
 
 sys.argv[1:1] = ["data", "split"]
 main()

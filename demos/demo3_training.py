@@ -15,6 +15,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from llamafarm.interpreter import use_environment_of_checkout  # noqa: E402
+
 STRATEGY = ["--strategy", "demo3_training", "--strategy-file", "demos/strategies.yaml"]
 OUTPUT = Path("fine_tuned_models/demo3_training")
 DATA = Path("demos/datasets/medical")
@@ -84,5 +88,6 @@ def run_python(*arguments: str) -> str:
 
 
 if __name__ == "__main__":
+    use_environment_of_checkout()
     os.chdir(ROOT)
     main()

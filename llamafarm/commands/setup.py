@@ -50,7 +50,7 @@ def setup(
         show_settings(loaded)
     with tempfile.TemporaryDirectory() as scratch:
         preparation = prepare(loaded, scratch_dir=Path(scratch) if verifies_only else None)
-        checks = check_preparation(preparation)
+        checks = check_preparation(preparation, loaded.strategy)
         missing = [check for check in checks if check.state == "missing"]
         if not verifies_only and not missing:
             load_once(preparation)
@@ -66,6 +66,7 @@ def setup(
         "warnings": preparation.warnings,
         "settings": loaded.strategy.model_dump(mode="json"),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},
+        "retired": loaded.retired_record,
     }
     if missing:
         raise MachineError(

@@ -99,10 +99,7 @@ def _as_record(loaded: LoadedStrategy) -> dict[str, object]:
         "file": None if loaded.file is None else str(loaded.file),
         "settings": loaded.strategy.model_dump(mode="json"),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},
-        "retired": [
-            {"path": retired.path, "why": retired.why, "where": retired.origin.where}
-            for retired in loaded.retired
-        ],
+        "retired": loaded.retired_record,
     }
 
 

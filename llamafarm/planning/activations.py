@@ -21,8 +21,9 @@ def saved_by_block_bytes(request: MemoryRequest, num_tokens: int) -> int:
     # Each of the two norms keeps what goes into it, in fp32, and for a gradient of its weight what comes out.
     norms = (4 if request.is_full else 2) * shape.hidden_size * _FP32_BYTES
     queries, keys = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    # Queries, keys, values, the output, and the log of each softmax's sum.
-    attention = (2 * queries + 2 * keys) * width + shape.num_heads * _FP32_BYTES
+    # Queries, keys, values, the output, and the log of each softmax's sum; all in fp32 on a CPU.
+    attention_width = _FP32_BYTES if request.device_kind == "cpu" else width
+    attention = (2 * queries + 2 * keys) * attention_width + shape.num_heads * _FP32_BYTES
     # With a gate: what goes into the activation, what comes out, and what it is multiplied with.
     feed_forward = (3 if shape.has_gate else 2) * shape.intermediate_size * width
     return num_tokens * (norms + attention + feed_forward + _inputs_of_layers_bytes(request))

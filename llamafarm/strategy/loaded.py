@@ -28,6 +28,11 @@ class LoadedStrategy:
     retired: tuple[Retired, ...] = ()
     """Keys that were set and have no meaning any more."""
 
+    @property
+    def retired_record(self) -> list[dict[str, str]]:
+        """Return the retired keys as JSON has them: path, why, and where it was set."""
+        return [{"path": key.path, "why": key.why, "where": key.origin.where} for key in self.retired]
+
 
 def resolve_path(path: str, loaded: LoadedStrategy) -> Path:
     """Return the file or folder that a path from a strategy or the command line means.

@@ -16,11 +16,11 @@ from llamafarm.planning.duration import (
     RowLengths,
     estimate_seconds,
     evaluation_flops,
-    plan_disk,
     training_flops,
 )
 from llamafarm.strategy.schema import Strategy
 from llamafarm.training.loop import LoopPlan
+from llamafarm.training.preparation.disk import plan_disk_of
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.probe import ProbeResult
 
@@ -55,7 +55,7 @@ def look_ahead(preparation: Preparation, strategy: Strategy, probe: ProbeResult 
         seconds = estimate_seconds(flops, speed, efficiency)
         basis = f"{efficiency:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product"
     first = pack_rows(preparation.train_rows, plan.rows_of_step(1), preparation.memory.pack_tokens)
-    return Outlook(len(first), lengths.num_tokens, flops, seconds, basis, _plan_disk(preparation, strategy))
+    return Outlook(len(first), lengths.num_tokens, flops, seconds, basis, plan_disk_of(preparation, strategy))
 
 
 def sum_lengths(rows: Sequence[EncodedRow]) -> RowLengths:
@@ -76,17 +76,3 @@ def _num_evaluations(plan: LoopPlan) -> int:
         return 0
     every = plan.evaluate_every.num_steps or plan.steps_per_epoch
     return -(-plan.num_steps // every)
-
-
-def _plan_disk(preparation: Preparation, strategy: Strategy) -> DiskPlan:
-    args, export, plan = strategy.training_args, strategy.export, preparation.plan
-    num_kept = 0
-    if plan.save_every is not None:
-        every = plan.save_every.num_steps or plan.steps_per_epoch
-        # One more lies there while it is being written, before an old one is removed.
-        num_kept = min(-(-plan.num_steps // every), args.save_total_limit + 1)
-    return plan_disk(
-        preparation.memory.cut.request,
-        num_checkpoints=num_kept + (1 if plan.saves_best else 0),
-        quantization=export.quantization if export.to_gguf or export.to_ollama else None,
-    )

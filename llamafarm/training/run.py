@@ -132,6 +132,7 @@ def _describe_run(loaded: LoadedStrategy, preparation: Preparation, result: RunR
         "strategy_file": str(loaded.file) if loaded.file else None,
         "settings": loaded.strategy.model_dump(mode="json"),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},
+        "retired": loaded.retired_record,
         "choices": [asdict(choice) for choice in preparation.choices],
         "warnings": preparation.warnings,
         "data": [

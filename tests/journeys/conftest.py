@@ -46,14 +46,14 @@ def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def run_python(checkout: Path, environment: Mapping[str, str]) -> Callable[..., Spoken]:
     """Run a script of the checkout in a process of its own, in the checkout or in another folder."""
 
-    def run(script: str, *arguments: str, folder: Path = checkout) -> Spoken:
+    def run(script: str, *arguments: str, folder: Path = checkout, timeout: float = 300) -> Spoken:
         done = subprocess.run(
             [sys.executable, str(checkout / script), *arguments],
             cwd=folder,
             env=environment,
             capture_output=True,
             encoding="utf-8",
-            timeout=300,
+            timeout=timeout,
             check=False,
         )
         return Spoken(done.returncode, done.stdout, done.stderr)

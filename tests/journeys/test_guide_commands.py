@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ TRAIN = """train \
 COMPLETE = """complete "What are symptoms of diabetes?" \
   --strategy demo3_finetuned_model \
   --strategy-file demos/strategies.yaml"""
-SPLIT = "--input data.jsonl --eval-percent 10"
+SPLIT = "--input data.jsonl --eval-percent {}"
 
 
 @pytest.fixture(scope="module")
@@ -123,20 +124,33 @@ def test_evaluate_puts_the_base_beside_the_tuned_model(
     assert measured["base"]["supervised_tokens"] == measured["tuned"]["supervised_tokens"]
 
 
+@pytest.mark.parametrize("percent", [10, 15, 5])
 def test_both_ways_to_split_a_file_give_the_same_bytes(
-    run_python: Run, checkout: Path, tmp_path: Path
+    run_python: Run, checkout: Path, tmp_path: Path, percent: int
 ) -> None:
     content = (checkout / "demos/datasets/medical/medical_qa_eval.jsonl").read_bytes()
     parts = []
     for folder, words in (("a", ["cli.py", "data", "split"]), ("b", ["demos/create_data_split.py"])):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "data.jsonl").write_bytes(content)
-        said = run_python(*words, *shlex.split(SPLIT), folder=tmp_path / folder)
+        said = run_python(*words, *shlex.split(SPLIT.format(percent)), folder=tmp_path / folder)
         assert said.code == 0, said.err
         assert said.out.splitlines()[0].startswith("data_train.jsonl ")
         parts.append([(tmp_path / folder / f"data_{part}.jsonl").read_bytes() for part in ("train", "eval")])
     assert parts[0] == parts[1]
     train, evaluation = ([*part.splitlines()] for part in parts[0])
     assert sorted(train + evaluation) == sorted(content.splitlines())
-    assert len(evaluation) == pytest.approx(len(content.splitlines()) / 10, abs=1)
+    assert len(evaluation) == pytest.approx(len(content.splitlines()) * percent / 100, abs=1)
     assert not set(train) & set(evaluation)
+
+
+@pytest.mark.slow
+def test_the_demo_goes_from_set_up_to_better_answers(run_python: Run) -> None:
+    said = run_python("demos/demo3_training.py", timeout=900)
+    assert said.code == 0, said.err
+    before, after = (
+        float(re.search(rf"^{when} .*exact match ([0-9.]+) %", said.out, re.M)[1])
+        for when in ("before", "after")
+    )
+    assert before < 5
+    assert after > 70

@@ -194,7 +194,8 @@ def test_each_lever_saves_what_it_is_for() -> None:
     assert total(gradient_checkpointing=True, training_packs=(PackSize(4000, 1),)) < total(
         training_packs=(PackSize(4000, 1),)
     )
-    assert total(precision="bf16", weight_bytes=2) < total()
+    gpu = total(device_kind="cuda")
+    assert total(device_kind="cuda", precision="bf16", weight_bytes=2) < gpu
     assert total(method="qlora", weight_bytes=0.5) < total()
     assert total(returns_freed_memory=False) > total()
     assert total(has_dropout=True) > total()

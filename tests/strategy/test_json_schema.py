@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from llamafarm.strategy.document import read_document
@@ -87,7 +88,6 @@ def test_defaults_are_those_of_the_strategy() -> None:
 @pytest.fixture(scope="module")
 def accepts() -> Callable[[object], bool]:
     """Validate with the library that most editors' plugins agree with."""
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     return jsonschema.Draft202012Validator(SCHEMA).is_valid  # type: ignore[no-any-return]
 

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llamafarm.hardware.libraries import Tool, find_tools
 from llamafarm.model.hub import ModelSource, hub_cache
 from llamafarm.model.load import Base
+from llamafarm.strategy.schema import Strategy
+from llamafarm.training.preparation.disk import plan_disk_of
 from llamafarm.training.preparation.memory import describe_proposal
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import earlier_run_in
 
-State = Literal["ready", "warning", "missing"]
+State = Literal["ready", "optional", "warning", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,14 @@ class Check:
     remedy: str = ""
 
 
-def check_preparation(preparation: Preparation) -> list[Check]:
+def check_preparation(preparation: Preparation, strategy: Strategy) -> list[Check]:
     """Return everything that a prepared run needs of this machine."""
     num_train, num_eval = len(preparation.train_rows), len(preparation.eval_rows)
     source = preparation.source
-    downloads = {} if source.is_local else {hub_cache(preparation.base.cache_dir): source.num_bytes}
+    on_disk = {preparation.output_dir: plan_disk_of(preparation, strategy).total_bytes}
+    if not source.is_local:
+        cache = hub_cache(preparation.base.cache_dir)
+        on_disk[cache] = on_disk.get(cache, 0) + source.num_bytes
     return [
         Check("data", "ready", f"{num_train} training rows, {num_eval} evaluation rows"),
         check_source(preparation.base, source),
@@ -46,8 +52,9 @@ def check_preparation(preparation: Preparation) -> list[Check]:
             preparation.memory.available_bytes,
             describe_proposal(preparation.memory.proposal) if preparation.memory.proposal else "",
         ),
-        *check_disk(downloads),
+        *check_disk(on_disk),
         check_output_folder(preparation.output_dir),
+        *(check_tool(tool, is_wanted=tool.name in _tools_of(strategy)) for tool in find_tools()),
     ]
 
 
@@ -107,6 +114,26 @@ def check_output_folder(folder: Path) -> Check:
             "train needs --overwrite, or another --output-dir.",
         )
     return Check("output folder", "ready", f"{folder} is free")
+
+
+def check_tool(tool: Tool, *, is_wanted: bool) -> Check:
+    """Say whether an optional tool is there. No training waits for one, so that none is missing."""
+    if tool.version is not None:
+        return Check(tool.name, "ready", f"{tool.version}: {tool.purpose}")
+    if is_wanted:
+        return Check(tool.name, "warning", f"not there, and asked for: {tool.purpose}", tool.remedy)
+    return Check(tool.name, "optional", f"not there, and not needed here: {tool.purpose}")
+
+
+def _tools_of(strategy: Strategy) -> set[str]:
+    """Return the names of the optional tools that a strategy uses; qlora's was looked for before."""
+    app, export = strategy.model_app.type, strategy.export
+    wanted = set()
+    if export.to_gguf or export.to_ollama or app == "llamacpp":
+        wanted.add("xllamacpp")
+    if export.to_ollama or app == "ollama":
+        wanted.add("Ollama")
+    return wanted
 
 
 def are_met(checks: Iterable[Check]) -> bool:

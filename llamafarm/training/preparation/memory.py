@@ -70,7 +70,7 @@ def settle_method_and_memory(
 
 
 def show_gib(num_bytes: int) -> str:
-    """Return bytes in GiB, with three digits at least."""
+    """Return bytes in GiB, to a hundredth."""
     return f"{num_bytes / 2**30:.2f} GiB"
 
 

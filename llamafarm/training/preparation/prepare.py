@@ -18,6 +18,7 @@ from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
+from llamafarm.hardware.process import keep_few_kernels
 from llamafarm.model.hub import ModelSource, find_source
 from llamafarm.model.load import (
     Base,
@@ -75,6 +76,8 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
 
     device = find_device(strategy.hardware.device)
     choices.append(Choice("device", device.description, device.why))
+    if device.kind == "cpu":
+        keep_few_kernels()
     precision = _settle_precision(strategy, device)
     choices.append(Choice("precision", precision.name, precision.why))
     base = _settle_base(loaded, choices)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from llamafarm.hardware.libraries import Tool
 from llamafarm.model.hub import ModelSource
 from llamafarm.model.load import Base
+from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.preparation import checks
 from llamafarm.training.preparation.checks import (
     are_met,
     check_disk,
     check_memory,
     check_output_folder,
+    check_preparation,
     check_source,
+    check_tool,
     show_bytes,
 )
+from llamafarm.training.preparation.prepare import prepare
+
+Load = Callable[..., LoadedStrategy]
 
 
 @pytest.mark.parametrize(
@@ -72,3 +82,44 @@ def test_the_output_folder_is_free_taken_or_closed(tmp_path: Path, monkeypatch: 
     # root may write everywhere, so that a folder that is closed has to be described.
     monkeypatch.setattr(checks.os, "access", lambda path, mode: False)
     assert check_output_folder(tmp_path / "other").state == "missing"
+
+
+def test_a_tool_is_there_or_asked_for_or_not_needed() -> None:
+    absent = Tool("Ollama", None, "export.to_ollama", "Start the Ollama server.")
+    assert check_tool(Tool("Ollama", "0.12", "", ""), is_wanted=True).state == "ready"
+    optional, wanted = (check_tool(absent, is_wanted=wants) for wants in (False, True))
+    assert (optional.state, optional.remedy) == ("optional", "")
+    assert (wanted.state, wanted.remedy) == ("warning", "Start the Ollama server.")
+    assert are_met([optional, wanted])
+
+
+def states(load: Load, rows: list[dict[str, Any]], **settings: Any) -> dict[str, str]:
+    loaded = load(rows, **settings)
+    return {check.subject: check.state for check in check_preparation(prepare(loaded), loaded.strategy)}
+
+
+def test_all_that_a_run_needs_is_looked_at(
+    load: Load, make_rows: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tuple(Tool(name, None, "", "") for name in ("bitsandbytes", "xllamacpp", "Ollama"))
+    monkeypatch.setattr(checks, "find_tools", lambda: tools)
+    found = states(load, make_rows(8))
+    assert list(found) == [
+        "data", "base model", "precision", "memory", "disk", "output folder", "bitsandbytes", "xllamacpp",
+        "Ollama",
+    ]  # fmt: skip
+    assert [found[tool.name] for tool in tools] == ["optional"] * 3
+    exported = states(load, make_rows(8), export__to_gguf=True)
+    assert [exported[tool.name] for tool in tools] == ["optional", "warning", "optional"]
+    exported = states(load, make_rows(8), export__to_ollama=True)
+    assert [exported[tool.name] for tool in tools] == ["optional", "warning", "warning"]
+    answered = states(load, make_rows(8), model_app__type="ollama")
+    assert [answered[tool.name] for tool in tools] == ["optional", "optional", "warning"]
+
+
+def test_a_disk_that_is_full_and_memory_that_is_short_are_missing(
+    load: Load, make_rows: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**10))
+    found = states(load, make_rows(8), hardware__memory_gb=0.01)
+    assert (found["disk"], found["memory"]) == ("missing", "missing")

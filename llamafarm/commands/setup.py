@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,11 @@ from llamafarm.commands.options import (
     set_mode,
     show_settings,
 )
+
+if TYPE_CHECKING:
+    from llamafarm.strategy.load import LoadedStrategy
+    from llamafarm.training.preparation.checks import Check
+    from llamafarm.training.preparation.prepare import Preparation
 
 
 def setup(
@@ -34,7 +40,6 @@ def setup(
     the machine lacks something that is needed, with the list.
     """
     import tempfile
-    from dataclasses import asdict
 
     from llamafarm.errors import MachineError
 
@@ -58,16 +63,7 @@ def setup(
         show_preparation(preparation)
         terminal.heading("what it needs of this machine")
         terminal.columns([(check.state, check.subject, check.finding, check.remedy) for check in checks])
-    record = {
-        "strategy": loaded.key,
-        "is_ready": not missing,
-        "checks": [asdict(check) for check in checks],
-        "choices": [asdict(choice) for choice in preparation.choices],
-        "warnings": preparation.warnings,
-        "settings": loaded.strategy.model_dump(mode="json"),
-        "origins": {path: str(origin) for path, origin in loaded.origins.items()},
-        "retired": loaded.retired_record,
-    }
+    record = _as_record(loaded, preparation, checks)
     if missing:
         raise MachineError(
             f"this machine lacks {', '.join(check.subject for check in missing)} for {loaded.key}",
@@ -79,3 +75,22 @@ def setup(
         terminal.result_json(record)
     else:
         terminal.result(f"{loaded.key} can run on this machine")
+
+
+def _as_record(
+    loaded: LoadedStrategy, preparation: Preparation, checks: Sequence[Check]
+) -> dict[str, object]:
+    from dataclasses import asdict
+
+    from llamafarm.training.preparation.checks import are_met
+
+    return {
+        "strategy": loaded.key,
+        "is_ready": are_met(checks),
+        "checks": [asdict(check) for check in checks],
+        "choices": [asdict(choice) for choice in preparation.choices],
+        "warnings": preparation.warnings,
+        "settings": loaded.strategy.model_dump(mode="json"),
+        "origins": {path: str(origin) for path, origin in loaded.origins.items()},
+        "retired": loaded.retired_record,
+    }

@@ -53,7 +53,8 @@ def shape_of(model: Any) -> ModelShape:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     linear_layers = _linear_layers(model, head)
     leaves = {layer.path.rpartition(".")[2] for layer in linear_layers}
-    hidden_size, num_heads = int(text.hidden_size), int(text.num_attention_heads)
+    # A model of recurrent layers has no heads.
+    hidden_size, num_heads = int(text.hidden_size), int(getattr(text, "num_attention_heads", None) or 0)
     widest = max((layer.out_features for layer in linear_layers), default=hidden_size)
     return ModelShape(
         num_layers=int(text.num_hidden_layers),
@@ -61,7 +62,7 @@ def shape_of(model: Any) -> ModelShape:
         intermediate_size=_first_int(getattr(text, "intermediate_size", None)) or widest,
         num_heads=num_heads,
         num_key_value_heads=int(getattr(text, "num_key_value_heads", None) or num_heads),
-        head_dim=int(getattr(text, "head_dim", None) or hidden_size // num_heads),
+        head_dim=int(getattr(text, "head_dim", None) or hidden_size // max(num_heads, 1)),
         vocab_size=int(embedding.weight.shape[0]),
         is_tied=head is not None and head.weight is embedding.weight,
         has_gate=any("gate" in leaf or leaf in ("w1", "w3") for leaf in leaves),

@@ -24,8 +24,8 @@ _SCALE_BYTES = 1 / 64
 # machine (2 cores, torch 2.13): resident memory of first steps, less the tensors. The others are assumptions.
 _COMPUTE_BYTES = {"cpu": 40 * _MIB, "mps": 100 * _MIB, "cuda": 500 * _MIB}
 
-# Kernels that oneDNN compiles for 16-bit products of each shape, of which `process.keep_few_kernels` keeps 128
-# (resident memory over 80 packs of different lengths grew by 23 MiB, and then no more).
+# Kernels that oneDNN compiles for 16-bit products of each shape, of which `process.keep_few_kernels` keeps
+# 128 (resident memory over 80 packs of different lengths grew by 23 MiB, and then no more).
 _KEPT_KERNELS_BYTES = 25 * _MIB
 
 # What an allocator holds beyond what is in use, as a part of what a step saves and of what the backward pass

@@ -44,7 +44,7 @@ OTHER_VALUES: list[tuple[str, Any]] = [
     ("training_args.learning_rate", 0.001),
     ("training_args.lr_scheduler_type", "cosine"),
     ("training_args.warmup_ratio", 0.0),
-    ("training_args.warmup_steps", 4),
+    ("training_args.warmup_steps", 2),
     ("training_args.weight_decay", 0.5),
     ("training_args.max_grad_norm", 0.01),
     ("training_args.adam_beta1", 0.5),

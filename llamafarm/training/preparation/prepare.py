@@ -76,10 +76,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
 
     device = find_device(strategy.hardware.device)
     choices.append(Choice("device", device.description, device.why))
-    if device.kind == "cpu":
-        keep_few_kernels()
-    precision = _settle_precision(strategy, device)
-    choices.append(Choice("precision", precision.name, precision.why))
+    precision = _settle_precision(strategy, device, choices)
     base = _settle_base(loaded, choices)
     source = find_source(base.source, base.cache_dir)
     if scratch_dir is not None and not source.is_local:
@@ -227,7 +224,9 @@ def _saving_rhythm(args: TrainingArgs, evaluate_every: Every | None) -> Every | 
     return {"no": None, "epoch": Every(None), "steps": Every(args.save_steps or 500)}[when]
 
 
-def _settle_precision(strategy: Strategy, device: Device) -> PrecisionChoice:
+def _settle_precision(strategy: Strategy, device: Device, choices: list[Choice]) -> PrecisionChoice:
+    if device.kind == "cpu":  # whose probe of the precision multiplies in 16 bits already
+        keep_few_kernels()
     block = getattr(strategy.hardware.precision, device.kind)
     wishes = PrecisionWishes(
         mixed_precision=strategy.hardware.optimization.mixed_precision,
@@ -235,7 +234,9 @@ def _settle_precision(strategy: Strategy, device: Device) -> PrecisionChoice:
         use_bf16=block.use_bf16,
         use_tf32=getattr(block, "use_tf32", None),
     )
-    return choose_precision(device, wishes)
+    precision = choose_precision(device, wishes)
+    choices.append(Choice("precision", precision.name, precision.why))
+    return precision
 
 
 def _settle_base(loaded: LoadedStrategy, choices: list[Choice]) -> Base:

@@ -41,7 +41,7 @@ def plan(
     """Say what training will take, and what to change if it does not fit; nothing is written.
 
     Peak memory by part, packs, steps, time and disk follow by arithmetic from the model's configuration and
-    the lengths of the rows. Exit code 3 when no change of settings makes the run fit.
+    the lengths of the rows. Exit code 3 when `train` would refuse the run for want of memory.
     """
     import tempfile
     from pathlib import Path
@@ -52,6 +52,7 @@ def plan(
     )
 
     from llamafarm.training.outlook import look_ahead
+    from llamafarm.training.preparation.memory import refuse_what_does_not_fit
     from llamafarm.training.preparation.prepare import prepare
     from llamafarm.training.probe import probe_steps
 
@@ -66,15 +67,15 @@ def plan(
     elif probes:
         probe = probe_steps(preparation, loaded.strategy)
     outlook = look_ahead(preparation, loaded.strategy, probe)
-    if prints_json:
-        terminal.result_json(_as_record(loaded.key, preparation, outlook, probe))
-    else:
+    record = _as_record(loaded.key, preparation, outlook, probe)
+    if not prints_json:
         _show_choices(preparation)
         _show_memory(decision, probe)
         _show_course(preparation, outlook)
         _show_proposal(decision)
-    if decision.proposal is not None and not decision.proposal.fits:
-        raise typer.Exit(3)
+    refuse_what_does_not_fit(decision, details=record)
+    if prints_json:
+        terminal.result_json(record)
 
 
 def _show_choices(preparation: Preparation) -> None:
@@ -87,7 +88,7 @@ def _show_choices(preparation: Preparation) -> None:
 def _show_memory(decision: MemoryDecision, probe: ProbeResult | None) -> None:
     memory = decision.plan
     print_line = terminal.result
-    print_line("memory at the peak")
+    print_line("\nmemory at the peak")
     for name, num_bytes in memory.parts():
         if num_bytes or name != "loading":
             bar = "█" * round(num_bytes / memory.total_bytes * _BAR_WIDTH)
@@ -107,6 +108,7 @@ def _show_course(preparation: Preparation, outlook: Outlook) -> None:
     packs = f"{outlook.packs_of_first_step} for a step, of at most {preparation.memory.pack_tokens} tokens"
     saved = f"{_mib(disk.checkpoints)} in checkpoints, {_mib(disk.final_model)} in the final model"
     exported = f", {_mib(disk.export)} in exports" if disk.export else ""
+    terminal.result("")
     for name, text in (
         ("rows", f"{plan.num_rows}, {outlook.tokens_per_epoch:,} tokens an epoch"),
         ("packs", packs),
@@ -119,14 +121,12 @@ def _show_course(preparation: Preparation, outlook: Outlook) -> None:
 
 def _show_proposal(decision: MemoryDecision) -> None:
     proposal = decision.proposal
-    if proposal is None:
+    if proposal is None or not proposal.changes:
         return
     how = "it fits with" if proposal.fits else "even these do not make it fit"
     terminal.result(f"\nwhat to change, in the order of the guide's out-of-memory table: {how}")
     for change in proposal.changes:
         terminal.result(f"  {change}")
-    if not proposal.fits:
-        terminal.result(f"  {_mib(proposal.missing_bytes)} are missing: choose a smaller base model")
 
 
 def _as_record(

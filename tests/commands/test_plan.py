@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from llamafarm import terminal
 from llamafarm.commands.plan import plan
+from llamafarm.errors import MachineError
 from llamafarm.training import probe
 from llamafarm.training.preparation import memory
 
@@ -49,9 +49,9 @@ def record_of(strategy_file: Path, capsys: pytest.CaptureFixture[str]) -> Callab
     def run(**options: Any) -> dict[str, Any]:
         try:
             plan(strategy_file=strategy_file, prints_json=True, **options)
-        finally:
-            run.said = capsys.readouterr().out  # type: ignore[attr-defined]
-        record: dict[str, Any] = json.loads(run.said)  # type: ignore[attr-defined]
+        except MachineError as error:
+            return error.as_record()
+        record: dict[str, Any] = json.loads(capsys.readouterr().out)
         return record
 
     return run
@@ -101,26 +101,29 @@ def test_what_would_make_it_fit_is_proposed(
 ) -> None:
     # One step sees all rows; what is needed at least leaves no room for the activations of a whole layer.
     fixed = ["hardware.optimization.gradient_checkpointing=false"]
-    with pytest.raises(typer.Exit):
-        record_of(settings=[*fixed, "hardware.memory_gb=0.01"])
-    least = json.loads(record_of.said)["memory"]["total_bytes"]  # type: ignore[attr-defined]
+    least = record_of(settings=[*fixed, "hardware.memory_gb=0.01"])["memory"]["total_bytes"]
     gb = (least - 1000) / 2**30
     record = record_of(settings=[*fixed, f"hardware.memory_gb={gb}"], probes=True)
     assert not record["memory"]["fits"] and record["probe"] is None
     assert record["proposal"]["missing_bytes"] == 0
     (change,) = record["proposal"]["changes"]
     assert change["saved_bytes"] >= 1000
-    plan(strategy_file=strategy_file, settings=[*fixed, f"hardware.memory_gb={gb}"])
+    with pytest.raises(MachineError, match=f"Set {change['setting']}: {change['value']}"):
+        plan(strategy_file=strategy_file, settings=[*fixed, f"hardware.memory_gb={gb}"])
     said = capsys.readouterr().out
     assert "it does not fit" in said
     assert f"{change['setting']}: {change['value']}" in said
 
 
-def test_a_run_that_no_change_makes_fit_exits_with_3(
-    strategy_file: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("spare_mib", "remedy"),
+    [(-1, "Find more memory: Python and its libraries alone take"), (1, "Use a smaller base model")],
+)
+def test_a_run_that_no_change_makes_fit_says_what_is_missing(
+    record_of: Callable[..., dict[str, Any]], spare_mib: int, remedy: str
 ) -> None:
-    with pytest.raises(typer.Exit) as caught:
-        plan(strategy_file=strategy_file, settings=["hardware.memory_gb=0.1"])
-    assert caught.value.exit_code == 3
-    said = capsys.readouterr().out
-    assert "are missing: choose a smaller base model" in said
+    process = record_of(settings=["hardware.memory_gb=0.01"])["memory"]["parts_bytes"]["process"]
+    record = record_of(settings=[f"hardware.memory_gb={(process + spare_mib * MIB) / 2**30}"])
+    assert record["exit_code"] == 3
+    assert not record["memory"]["fits"]
+    assert remedy in record["remedy"]

@@ -18,7 +18,7 @@ from llamafarm.model.hub import ModelSource, hub_cache
 from llamafarm.model.load import Base
 from llamafarm.strategy.schema import Strategy
 from llamafarm.training.preparation.disk import plan_disk_of
-from llamafarm.training.preparation.memory import describe_proposal
+from llamafarm.training.preparation.memory import describe_remedy
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import earlier_run_in
 
@@ -50,7 +50,7 @@ def check_preparation(preparation: Preparation, strategy: Strategy) -> list[Chec
         check_memory(
             preparation.memory.plan.total_bytes,
             preparation.memory.available_bytes,
-            describe_proposal(preparation.memory.proposal) if preparation.memory.proposal else "",
+            describe_remedy(preparation.memory),
         ),
         *check_disk(on_disk),
         check_output_folder(preparation.output_dir),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llamafarm.data.encode import EncodedRow
 from llamafarm.data.pack import pack_rows
@@ -15,7 +16,7 @@ from llamafarm.model.load import Base, load_config
 from llamafarm.model.quantized import may_quantize
 from llamafarm.model.shape import build_without_weights, shape_of
 from llamafarm.model.targets import choose_target_modules
-from llamafarm.planning.changes import Cut, Freedom, Packing, Proposal
+from llamafarm.planning.changes import Cut, Freedom, Packing
 from llamafarm.planning.fit import MemoryDecision, settle_memory
 from llamafarm.planning.packs import choose_pack_tokens
 from llamafarm.planning.request import QLORA, MemoryRequest, PackSize
@@ -130,27 +131,31 @@ def plan_memory(
     )
 
 
-def refuse_what_does_not_fit(decision: MemoryDecision) -> None:
+def refuse_what_does_not_fit(decision: MemoryDecision, details: Mapping[str, Any] | None = None) -> None:
     """Raise `MachineError`, with the changes that would help, if a run needs more memory than there is."""
     if decision.fits:
         return
-    proposal = decision.proposal
-    assert proposal is not None
     raise MachineError(
-        f"training needs {decision.plan.total_bytes / 2**30:.2f} GiB at its peak, and there are "
-        f"{decision.available_bytes / 2**30:.2f} GiB",
+        f"training needs {show_gib(decision.plan.total_bytes)} at its peak, and there are "
+        f"{show_gib(decision.available_bytes)}",
         where="hardware.memory_gb, or what is free on the device",
-        remedy=describe_proposal(proposal),
+        remedy=describe_remedy(decision),
+        details=details,
     )
 
 
-def describe_proposal(proposal: Proposal) -> str:
-    """Return what would make a run fit, as a sentence."""
+def describe_remedy(decision: MemoryDecision) -> str:
+    """Return what would make a run fit, as a sentence; empty where it does."""
+    proposal, process = decision.proposal, decision.plan.process
+    if proposal is None:
+        return ""
+    if process >= decision.available_bytes:
+        return f"Find more memory: Python and its libraries alone take {show_gib(process)}."
     settings = " and ".join(f"{change.setting}: {change.value}" for change in proposal.changes)
     if proposal.fits:
         return f"Set {settings}; `plan` shows what each saves."
     even_with = f" even with {settings}" if settings else ""
-    return f"Use a smaller base model: {proposal.missing_bytes / 2**30:.2f} GiB are missing{even_with}."
+    return f"Use a smaller base model: {show_gib(proposal.missing_bytes)} are missing{even_with}."
 
 
 def _cut(request: MemoryRequest, rows: PreparedRows, pack_tokens: int) -> Cut:

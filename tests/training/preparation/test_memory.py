@@ -80,7 +80,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(
     with pytest.raises(MachineError) as caught:
         run_training(load(rows, hardware__memory_gb=0.05))
     assert "GiB at its peak" in caught.value.problem
-    assert "GiB are missing" in caught.value.remedy
+    assert "alone take" in caught.value.remedy
     assert not (tmp_path / "run").exists()
 
 

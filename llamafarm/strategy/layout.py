@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from llamafarm.errors import StrategyError
 from llamafarm.strategy.document import Node, show_key
@@ -58,7 +60,7 @@ def split_strategies(root: Node) -> dict[str, Node]:
 def _check_version(node: Node) -> None:
     if str(node.value) not in VERSIONS:
         raise StrategyError(
-            f"the file is written in version {show_value(node.value)} of the strategy language",
+            f"the version of the strategy language is not known (it is {show_value(node.value)})",
             where=node.origin.where,
             remedy=f"Remove the line, or write one that is known: {', '.join(VERSIONS)}.",
         )
@@ -110,8 +112,12 @@ def _named(listed: Node) -> dict[str, Node]:
     for item in listed.value:
         name = item.value.get("name") if isinstance(item.value, dict) else None
         if name is None or not isinstance(name.value, str) or not name.value:
+            misspelt = _key_like_name(item.value) if isinstance(item.value, dict) else None
+            beside = "" if misspelt is None else f", but the key {show_key(misspelt)}"
             raise StrategyError(
-                "a strategy in the list has no name", where=item.origin.where, remedy="Add `name: …` to it."
+                f"a strategy in the list has no name{beside}",
+                where=item.origin.where,
+                remedy="Add `name: …` to it.",
             )
         if name.value in strategies:
             first_line = strategies[name.value].origin.where.rpartition(":")[2]
@@ -122,6 +128,11 @@ def _named(listed: Node) -> dict[str, Node]:
             )
         strategies[name.value] = item
     return strategies
+
+
+def _key_like_name(keys: Iterable[str]) -> str | None:
+    by_lower_case = {key.casefold(): key for key in keys}
+    return next((by_lower_case[key] for key in get_close_matches("name", by_lower_case, n=1)), None)
 
 
 def nest(path: tuple[str, ...], node: Node) -> Node:

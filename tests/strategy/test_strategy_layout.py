@@ -255,7 +255,8 @@ def test_only_pytorch_trains(refused: Refuse) -> None:
         ("../s: {}\n", "cannot be the name of a strategy", "f.yaml:1"),
         ("s:\n  method: dora\n", "method.type must be one of", "f.yaml:2"),
         ("s:\n  training_args: lora\n", "training_args must be a mapping of settings", "f.yaml:2"),
-        ("version: 3\ns: {}\n", "the file is written in version 3", "f.yaml:1"),
+        ("version: 3\ns: {}\n", "is not known (it is 3)", "f.yaml:1"),
+        ("strategies:\n  - Nmae: s\n", "has no name, but the key Nmae", "f.yaml:2"),
         ("s:\n  framework: {r: 3}\n", "unknown key framework.r", "f.yaml:2"),
         ("s:\n  components: []\n", "components must be a mapping of settings", "f.yaml:2"),
         (

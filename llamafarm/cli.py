@@ -18,7 +18,7 @@ import typer
 
 from llamafarm import terminal
 from llamafarm.commands.complete import complete
-from llamafarm.commands.data import split
+from llamafarm.commands.data.split import split
 from llamafarm.commands.doctor import doctor
 from llamafarm.commands.evaluate import evaluate
 from llamafarm.commands.plan import plan

@@ -33,7 +33,7 @@ def complete(
 
     import torch
 
-    from llamafarm.data.records import Message
+    from llamafarm.data.conversation import Message
     from llamafarm.errors import InputError
 
     set_mode(prints_json=prints_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llamafarm.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from llamafarm.data.records import Conversation
+    from llamafarm.data.conversation import Conversation
     from llamafarm.hardware.machine import Machine
     from llamafarm.planning.recommend import Facts
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from llamafarm.data.records import Conversation, iterate_lines, read_bytes, read_data_file
+from llamafarm.data.conversation import Conversation
+from llamafarm.data.records import iterate_lines, read_bytes, read_data_file
 from llamafarm.errors import DataError, InputError, OutputError
 
 Row = TypeVar("Row")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llamafarm.data.records import Conversation
+from llamafarm.data.conversation import Conversation
 from llamafarm.data.template import ChatTemplate, Rendering
 from llamafarm.errors import TemplateError
 

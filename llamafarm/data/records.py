@@ -14,24 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamafarm.data.conversation import Conversation, Message
 from llamafarm.errors import DataError
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. `input` is the second field that Alpaca rows have beside the instruction."""
-
-    role: str
-    content: str
-    input: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One row of a data file. `row_number` is the line it stands on, from 1."""
-
-    messages: tuple[Message, ...]
-    row_number: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llamafarm.data.records import Conversation, Message
+from llamafarm.data.conversation import Conversation, Message
 from llamafarm.errors import TemplateError
 
 # Stands for an answer while the text that a template puts around answers is being found.

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from llamafarm.data.records import Message
+from llamafarm.data.conversation import Message
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import InputError
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.corpus import conversation_key, drop_repeats, split_file, split_rows
-from llamafarm.data.records import Conversation, Message
 from llamafarm.errors import DataError, InputError, OutputError
 
 

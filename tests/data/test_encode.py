@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encode import EncodedRow, encode_conversations
-from llamafarm.data.records import Conversation, Message
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import TemplateError
 from llamafarm.model.load import Base, load_tokenizer, tokenize_with

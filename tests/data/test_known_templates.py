@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encode import encode_conversations
-from llamafarm.data.records import Conversation, Message
 from llamafarm.data.template import compile_prompt_template, with_default_system
 from llamafarm.errors import TemplateError
 from llamafarm.model.load import tokenize_with

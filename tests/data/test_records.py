@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafarm.data.records import FORMATS, DataFile, Message, read_data_file
+from llamafarm.data.conversation import Message
+from llamafarm.data.records import FORMATS, DataFile, read_data_file
 from llamafarm.errors import DataError
 
 Write = Callable[[bytes], Path]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafarm.data.records import Conversation, Message
+from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.template import ChatTemplate, compile_prompt_template, with_default_system
 from llamafarm.errors import TemplateError
 

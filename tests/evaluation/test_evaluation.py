@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encode import EncodedRow
 from llamafarm.data.pack import pack_rows
-from llamafarm.data.records import Conversation, Message
 from llamafarm.errors import DataError
 from llamafarm.evaluation import evaluate
 from llamafarm.evaluation.answers import score_answers

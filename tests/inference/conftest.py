@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from llamafarm.data.records import Message
+from llamafarm.data.conversation import Message
 from llamafarm.inference.generate import Answerer, GenerationSettings
 from llamafarm.inference.open import OpenModel, open_base
 

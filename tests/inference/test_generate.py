@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llamafarm.data.records import Message
+from llamafarm.data.conversation import Message
 from llamafarm.errors import InputError
 from llamafarm.inference.generate import (
     Answer,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamafarm.data.records import Message
+from llamafarm.data.conversation import Message
 from llamafarm.errors import ModelError
 from llamafarm.inference.generate import Answer, GenerationSettings
 from llamafarm.inference.open import OpenModel, open_base, open_final_model

@@ -22,7 +22,16 @@ CLI_MAY_LOAD = {
 }
 HEAVY = {"torch", "transformers", "peft", "tokenizers", "safetensors", "accelerate", "tensorboard"}
 # Floors 0 to 2; of packages, every module in them.
-LOW_FLOORS = ["errors", "terminal", "strategy", "planning", "hardware", "data.records", "data.corpus"]
+LOW_FLOORS = [
+    "errors",
+    "terminal",
+    "strategy",
+    "planning",
+    "hardware",
+    "data.conversation",
+    "data.records",
+    "data.corpus",
+]
 
 
 def loaded_by(modules: Sequence[str], repository: Path) -> set[str]:

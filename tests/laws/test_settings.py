@@ -26,7 +26,12 @@ ANSWERS = "test_a_strategys_generation_settings_are_those_of_the_answers"
 CANNOT = "test_what_a_device_cannot_do_is_an_error_that_names_the_alternative"
 
 # Settings that the exports will act on; until then whoever sets one is told (strategy/pending.py).
-LATER = ("export.", "model_app.", "data_preprocessing.filter_quality")
+LATER = (
+    "export.", "model_app.", "data_preprocessing.filter_quality", "data_preprocessing.remove_near_duplicates",
+    "data_preprocessing.near_duplicate_threshold", "data_preprocessing.cache_dir", "dataset.columns",
+    "dataset.on_bad_row", "dataset.train_on", "dataset.train_on_prompt", "dataset.when_too_long",
+    "dataset.allow",
+)  # fmt: skip
 
 PROOFS: dict[str, str] = {
     "base_model.cache_dir": OPENING + "test_cache_dir_is_where_a_model_from_the_hub_is_looked_for",

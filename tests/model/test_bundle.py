@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from llamafarm.data.records import Message
+from llamafarm.data.conversation import Message
 from llamafarm.errors import ModelError
 from llamafarm.model.adapter import adapter_tensors, load_adapter
 from llamafarm.model.bundle import BUNDLE_FILE, Bundle, final_model_in, open_bundle, read_bundle, write_bundle

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llamafarm.data.records import Message
+from llamafarm.data.conversation import Message
 from llamafarm.errors import TemplateError
 from llamafarm.model.prompt import build_template
 

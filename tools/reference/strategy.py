@@ -54,7 +54,7 @@ _UNITS = {
 WITHOUT_UNIT = {
     "r", "alpha", "seed", "learning_rate", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2",
     "adam_epsilon", "early_stopping_threshold", "temperature", "top_p", "repetition_penalty",
-    "repeat_penalty", "loraplus_lr_ratio",
+    "repeat_penalty", "loraplus_lr_ratio", "near_duplicate_threshold",
 }  # fmt: skip
 
 

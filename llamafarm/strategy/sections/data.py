@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from llamafarm.strategy.sections.base import AtLeastOne, NotNegativeInt, Section, TextList
+
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
+class Columns(Section):
+    """Which column of a data file holds what, for files whose columns have other names."""
+
+    instruction: ColumnName | None = None
+    """Column with the question or task. Unset: as in the known forms of rows."""
+    input: ColumnName | None = None
+    """Column with the text that the task is about. Unset: as in the known forms of rows."""
+    output: ColumnName | None = None
+    """Column with the answer. Unset: as in the known forms of rows."""
+    system: ColumnName | None = None
+    """Column with the system message. Unset: as in the known forms of rows."""
+    messages: ColumnName | None = None
+    """Column with a list of turns. Unset: as in the known forms of rows."""
+    text: ColumnName | None = None
+    """Column with plain text, all of which is trained on. Unset: as in the known forms of rows."""
 
 
 class Dataset(Section):
@@ -21,8 +40,23 @@ class Dataset(Section):
     eval_split: float | None = Field(default=None, gt=0, lt=1)
     """Part of the training rows set aside for evaluation, never trained on. Not used when there is an
     `eval_file`. 0.1 is usual, 0.05 for very few rows."""
-    format: Literal["auto", "messages", "alpaca", "prompt-completion", "question-answer"] = "auto"
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt-completion", "question-answer", "text"
+    ] = "auto"
     """Shape of the rows. `auto` tells it from their keys, and is an error where that is not clear."""
+    columns: Columns = Columns()
+    """Names of the columns, where they are none of the known ones."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read stops everything, or is left out, counted and listed."""
+    train_on: Literal["all", "last"] = "all"
+    """Which answers of a conversation are trained on: all of the assistant's turns, or the last one only."""
+    train_on_prompt: bool = False
+    """Train on every token of a row instead of the answers alone. Seldom better, and never for few rows."""
+    when_too_long: Literal["drop", "truncate_prompt", "split", "error"] = "drop"
+    """What happens to a row above a limit of `data_preprocessing`: left out and counted, its prompt shortened
+    from its beginning while the answer stays whole, its turns spread over several rows, or an error."""
+    allow: TextList = ()
+    """Findings of the check before the first step that are accepted, by their names."""
     shuffle: bool = True
     """Shuffle the rows before `eval_split` sets some aside. False takes the last rows of the file."""
     seed: NotNegativeInt = 42
@@ -44,6 +78,13 @@ class DataPreprocessing(Section):
     """Keep only the first of rows with the same content, also across the training and evaluation files."""
     filter_quality: bool = False
     """Leave out rows whose answer is cut off, repeats itself or repeats the question; each is reported."""
+    remove_near_duplicates: bool = False
+    """Keep only the first of rows that are nearly the same, found by MinHash over their words."""
+    near_duplicate_threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.85
+    """How alike rows are that count as nearly the same: which part of their runs of words they share."""
+    cache_dir: str | None = Field(default=None, min_length=1)
+    """Folder that keeps tokenized rows, so that the next start is quick. Unset: `llamafarm` in the user's cache
+    folder."""
     filter_empty: bool = False
     """Leave out rows whose question or answer is empty; they are counted. False makes such a row an error."""
     shuffle: bool = True

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llamafarm.data.conversation import Conversation
 from llamafarm.data.corpus import conversation_key, drop_repeats, split_rows
 from llamafarm.data.encode import EncodedRow
-from llamafarm.data.records import Conversation, DataFile, read_data_file
+from llamafarm.data.records import DataFile, read_data_file
 from llamafarm.errors import StrategyError
 from llamafarm.strategy.load import LoadedStrategy, resolve_path
 from llamafarm.strategy.schema import DataPreprocessing, EpochRange, Strategy

@@ -1,0 +1,1 @@
+"""The verbs that work on data files, one file each."""

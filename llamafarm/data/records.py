@@ -12,10 +12,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.errors import DataError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,14 @@ class RowFormat:
     read_messages: Callable[[Mapping[str, Any]], tuple[Message, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a data file is read: its form of rows, or `auto`; whether rows with an empty turn are left out."""
+
+    format_name: str = "auto"
+    filter_empty: bool = False
+
+
 class _BadRowError(Exception):
     """What is wrong with a row and what to try; the caller knows the file and the line."""
 
@@ -54,48 +65,71 @@ class _EmptyTurnError(_BadRowError):
     """A row whose prompt or answer is empty or not there."""
 
 
+class DataReader:
+    """The conversations of a data file, read one by one: iterating it reads the file.
+
+    Raises `DataError` with the line's number for a file that cannot be read, and for a row that is no JSON
+    object, is not of the form, or has an empty turn. `format_name` and `sha256` (of the file's bytes) are
+    known once the file has been read to its end, the counts as far as it has been.
+    """
+
+    def __init__(self, path: Path, options: ReadOptions | None = None) -> None:
+        self.path = path
+        self.options = options or ReadOptions()
+        self.format_name = self.options.format_name
+        self.sha256 = ""
+        self.num_rows = 0
+        self.num_empty_rows = 0
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """Read the file from its beginning."""
+        self.num_rows = self.num_empty_rows = 0
+        row_format = next((known for known in FORMATS if known.name == self.options.format_name), None)
+        hasher = hashlib.sha256()
+        for line_number, line in _read_lines(self.path, hasher):
+            try:
+                row = parse_row(line)
+                row_format = row_format or _detect_format(row)
+                _check_keys(row, row_format)
+                messages = row_format.read_messages(row)
+                _check_turns(messages)
+            except _BadRowError as bad:
+                if self.options.filter_empty and isinstance(bad, _EmptyTurnError):
+                    self.num_empty_rows += 1
+                    continue
+                raise DataError(bad.problem, where=f"{self.path}:{line_number}", remedy=bad.remedy) from None
+            self.num_rows += 1
+            yield Conversation(messages, line_number)
+        if not self.num_rows or row_format is None:
+            raise DataError(
+                "the file has no rows",
+                where=str(self.path),
+                remedy="Give a JSONL file with one example on each line.",
+            )
+        self.format_name, self.sha256 = row_format.name, hasher.hexdigest()
+
+
 def read_data_file(path: Path, *, format_name: str = "auto", filter_empty: bool = False) -> DataFile:
-    """Read every row of a JSONL file.
+    """Read every row of a data file, as `DataReader` does and with its errors, into memory.
 
     `format_name` is one of `FORMATS`, or `auto`. Rows with an empty prompt or answer are left out with
-    `filter_empty`. Raises `DataError` with the line's number for a file that cannot be read or is empty, and
-    for a row that is no JSON object, is not of the form, or has an empty turn.
+    `filter_empty`.
     """
-    content = read_bytes(path)
-    conversations: list[Conversation] = []
-    row_format = next((known for known in FORMATS if known.name == format_name), None)
-    num_empty_rows = 0
-    for line_number, line in iterate_lines(content):
-        try:
-            row = parse_row(line)
-            row_format = row_format or _detect_format(row)
-            _check_keys(row, row_format)
-            messages = row_format.read_messages(row)
-            _check_turns(messages)
-        except _BadRowError as bad:
-            if filter_empty and isinstance(bad, _EmptyTurnError):
-                num_empty_rows += 1
-                continue
-            raise DataError(bad.problem, where=f"{path}:{line_number}", remedy=bad.remedy) from None
-        conversations.append(Conversation(messages, line_number))
-    if not conversations or row_format is None:
-        raise DataError(
-            "the file has no rows", where=str(path), remedy="Give a JSONL file with one example on each line."
-        )
-    sha256 = hashlib.sha256(content).hexdigest()
-    return DataFile(path, row_format.name, tuple(conversations), sha256, num_empty_rows)
+    reader = DataReader(path, ReadOptions(format_name, filter_empty))
+    conversations = tuple(reader)
+    return DataFile(path, reader.format_name, conversations, reader.sha256, reader.num_empty_rows)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return what a data file contains. Raises `DataError` if it is not a regular file that can be read."""
-    if not path.exists():
-        raise DataError(
-            f"there is no file {path.name!r}", where=str(path), remedy="Check the path, or make the file."
-        )
-    if not path.is_file():
-        raise DataError(f"{path.name!r} is not a file", where=str(path), remedy="Name a JSONL file.")
+def _read_lines(path: Path, hasher: Hash) -> Iterator[tuple[int, bytes]]:
+    r"""Yield each line that is not blank, with its number from 1. Only `\n` ends a line, as JSONL has it."""
+    check_is_file(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            for line_number, line in enumerate(file, start=1):
+                hasher.update(line)
+                stripped = (line.removeprefix(b"\xef\xbb\xbf") if line_number == 1 else line).strip()
+                if stripped:
+                    yield line_number, stripped
     except OSError as error:
         raise DataError(
             f"the file cannot be read: {error.strerror}",
@@ -104,12 +138,19 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def iterate_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    r"""Yield each line that is not blank, with its number from 1. Only `\n` ends a line, as JSONL has it."""
-    for line_number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        stripped = line.strip()
-        if stripped:
-            yield line_number, stripped
+def iterate_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield each line of a data file that is not blank, with its number from 1."""
+    return _read_lines(path, hashlib.sha256())
+
+
+def check_is_file(path: Path) -> None:
+    """Raise `DataError` if there is no regular file at `path`."""
+    if not path.exists():
+        raise DataError(
+            f"there is no file {path.name!r}", where=str(path), remedy="Check the path, or make the file."
+        )
+    if not path.is_file():
+        raise DataError(f"{path.name!r} is not a file", where=str(path), remedy="Name a JSONL file.")
 
 
 def parse_row(line: bytes) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,30 +35,29 @@ def evaluate(
     is_quiet: IsQuiet = False,
 ) -> None:
     """Measure the trained model on held-out rows, its base beside it."""
-    from llamafarm.data.records import read_data_file
+    from llamafarm.data.records import ReadOptions, read_data_file
     from llamafarm.errors import InputError
     from llamafarm.evaluation.evaluate import evaluate_model
     from llamafarm.strategy.load import resolve_path
 
     set_mode(prints_json=prints_json, is_quiet=is_quiet)
     path = eval_dataset
-    reading: dict[str, Any] = {}
+    reading = ReadOptions()
     if model is None:
         named = {"--eval-dataset": ("dataset.eval_file", eval_dataset)}
         loaded = load_with_options(strategy, strategy_file, settings, named)
         named_file = loaded.strategy.dataset.eval_file
         path = resolve_path(named_file, loaded) if named_file else None
-        reading["format_name"] = loaded.strategy.dataset.format
-        reading["filter_empty"] = loaded.strategy.data_preprocessing.filter_empty
+        reading = ReadOptions.of(loaded.strategy.dataset, loaded.strategy.data_preprocessing)
     if path is None:
         raise InputError(
             "there are no rows to evaluate on",
             where="dataset.eval_file",
             remedy="Pass --eval-dataset with a JSONL file.",
         )
-    data = read_data_file(path, **reading)
-    if data.num_empty_rows:
-        terminal.warn(f"{data.num_empty_rows} rows of {path} have an empty turn and are left out")
+    data = read_data_file(path, reading)
+    for warning in data.warnings():
+        terminal.warn(warning)
     opened = open_model(model, strategy, strategy_file, settings, uses_base=uses_base)
     measured = evaluate_model(opened, data.conversations, str(path))
     if prints_json:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.records import iterate_lines, read_data_file
+from llamafarm.data.reading.files import data_files, read_row_texts
+from llamafarm.data.records import read_data_file
 from llamafarm.errors import DataError, InputError, OutputError
 
 Row = TypeVar("Row")
@@ -87,7 +88,7 @@ def split_file(path: Path, *, eval_percent: float, seed: int, output_dir: Path |
             remedy="10 is usual; 5 for very small files, 15 to 20 for firmer figures.",
         )
     data = read_data_file(path)
-    lines = [line for _, line in iterate_lines(path)]
+    lines = [text.encode() for file in data_files(path) for text in read_row_texts(file)]
     keys = [conversation_key(conversation) for conversation in data.conversations]
     train_lines, eval_lines = split_rows(lines, keys, eval_percent, seed, str(path))
     folder = output_dir or path.parent

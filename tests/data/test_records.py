@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Message
-from llamafarm.data.records import FORMATS, DataFile, read_data_file
+from llamafarm.data.formats import FORMATS
+from llamafarm.data.records import DataFile, ReadOptions, read_data_file
 from llamafarm.errors import DataError
 
 Write = Callable[[bytes], Path]
@@ -40,7 +41,7 @@ def as_line(row: Any) -> bytes:
 
 def refusal(path: Path, **options: Any) -> DataError:
     with pytest.raises(DataError) as caught:
-        read_data_file(path, **options)
+        read_data_file(path, ReadOptions(**options))
     error = caught.value
     assert all(part.strip() and "\n" not in part for part in (error.problem, error.where, error.remedy))
     return error
@@ -73,6 +74,25 @@ def rows_of(file: DataFile) -> list[tuple[int, tuple[Message, ...]]]:
         ),
         ("prompt-completion", {"prompt": "p", "completion": "c"}, [("user", "p"), ("assistant", "c")]),
         ("question-answer", {"question": "q", "answer": "a"}, [("user", "q"), ("assistant", "a")]),
+        ("text", {"text": "t", "label": 1}, [("text", "t")]),
+        (
+            "sharegpt",
+            {
+                "system": "s",
+                "conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}],
+            },
+            [("system", "s"), ("user", "u"), ("assistant", "a")],
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+            [("user", "u"), ("assistant", "a")],
+        ),
+        (
+            "prompt-completion",
+            {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]},
+            [("system", "s"), ("user", "u"), ("assistant", "a")],
+        ),
         ("question-answer", {"question": "q", "answer": "a", "id": 7}, [("user", "q"), ("assistant", "a")]),
     ],
 )
@@ -82,14 +102,14 @@ def test_every_form_of_row_is_told_from_its_keys(
     path = write(as_line(row) + b"\n")
     expected = [(1, tuple(Message(*message) for message in messages))]
     for asked in ("auto", format_name):
-        file = read_data_file(path, format_name=asked)
+        file = read_data_file(path, ReadOptions(asked))
         assert file.format_name == format_name
         assert rows_of(file) == expected
 
 
 def test_the_forms_of_the_test_above_are_all_there_are() -> None:
     names = {row_format.name for row_format in FORMATS}
-    assert names == {"messages", "alpaca", "prompt-completion", "question-answer"}
+    assert names == {"messages", "sharegpt", "alpaca", "prompt-completion", "question-answer", "text"}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +134,10 @@ def test_the_forms_of_the_test_above_are_all_there_are() -> None:
         (b'{"completion": "c"}', "'prompt'"),
         (b'{"prompt": 5, "completion": "c"}', "'prompt' is int"),
         (b'{"prompt": "p", "completion": ["c"]}', "'completion' is list"),
-        (b'{"prompt": NaN, "completion": "c"}', "'prompt' is float"),
+        (b'{"prompt": NaN, "completion": "c"}', "NaN"),
+        (b'{"prompt": "p", "completion": "c", "n": -Infinity}', "-Infinity"),
+        (b'{"prompt": "p", "completion": "c", "prompt": "q"}', "'prompt' twice"),
+        (b'{"prompt": "p", "completion": "c", "n": {"a": 1, "a": 1}}', "'a' twice"),
         (b'{"prompt": "p", "completion": "a \\ud83d"}', "'completion' has half of a character"),
         (b'{"prompt": "\\ude42 b", "completion": "c"}', "'prompt' has half of a character"),
         (b'{"instruction": "i", "output": "o"}', "prompt-completion"),
@@ -144,12 +167,16 @@ def test_a_bad_row_is_refused_at_its_line(write: Write, line: bytes, mentions: s
         ([USER, SYSTEM, ASSISTANT], "'system' stands where one of 'assistant'"),
         ([SYSTEM, SYSTEM, USER, ASSISTANT], "'system'"),
         ([USER, {"role": "tool", "content": "t"}], "'tool'"),
-        ([USER, {"content": "a"}], "''"),
+        ([USER, {"content": "a"}], "none says who speaks"),
         ([{"role": "user", "content": " "}, ASSISTANT], "prompt is empty"),
         ([USER, {"role": "assistant", "content": ""}, USER, ASSISTANT], "answer is empty"),
         ([USER, {"role": "assistant", "content": None}], "answer is empty"),
-        ([USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}], "'content' is list"),
-        ([{"role": 1, "content": "u"}, ASSISTANT], "'role' is int"),
+        ([USER, {"role": "assistant", "content": [{"type": "image_url"}]}], "holds 'image_url'"),
+        ([USER, {"role": "assistant", "content": 5}], "'content' is int"),
+        ([USER, {"role": "assistant", "content": "a", "weight": 0.5}], "weight is '0.5'"),
+        ([USER, {"role": "assistant", "content": "a", "tool_calls": {}}], "'tool_calls' is not a list"),
+        ([USER, {"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}], "names no function"),
+        ([{"role": 1, "content": "u"}, ASSISTANT], "a turn of '1' is none of"),
         ({"role": "user"}, "list"),
         (["u", "a"], "list of objects"),
         ("u", "list of objects"),
@@ -163,7 +190,7 @@ def test_turns_in_a_wrong_order_are_refused(write: Write, messages: Any, mention
     assert mentions in error.problem
 
 
-@pytest.mark.parametrize("row", [{}, {"text": "t"}, {"Prompt": "p", "response": "r"}])
+@pytest.mark.parametrize("row", [{}, {"texts": "t"}, {"Prompt": "p", "response": "r"}])
 def test_a_first_row_of_no_known_form_shows_its_keys_and_the_known_ones(
     write: Write, row: dict[str, str]
 ) -> None:
@@ -196,8 +223,8 @@ def test_a_first_row_with_a_part_of_a_form_is_told_what_is_missing(
 def test_a_form_that_is_asked_for_is_not_guessed(write: Write) -> None:
     row = {"instruction": "i", "output": "o", "question": "q", "answer": "a"}
     path = write(as_line(row))
-    assert read_data_file(path, format_name="question-answer").conversations[0].messages[0].content == "q"
-    assert read_data_file(path, format_name="alpaca").conversations[0].messages[0].content == "i"
+    assert read_data_file(path, ReadOptions("question-answer")).conversations[0].messages[0].content == "q"
+    assert read_data_file(path, ReadOptions("alpaca")).conversations[0].messages[0].content == "i"
     assert "'completion'" in refusal(path, format_name="prompt-completion").problem
 
 
@@ -243,7 +270,7 @@ def test_an_empty_file_is_refused(write: Write, content: bytes) -> None:
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
-    assert "not a file" in refusal(tmp_path).problem
+    assert "holds no data file" in refusal(tmp_path).problem
     missing = tmp_path / "nowhere" / "rows.jsonl"
     error = refusal(missing)
     assert "no file 'rows.jsonl'" in error.problem
@@ -258,7 +285,7 @@ def test_filter_empty_leaves_out_rows_without_prompt_or_answer_and_counts_them(w
         b'{"prompt": "", "completion": "c"}',
     ]
     path = write(b"\n".join([GOOD, *empty, b"", GOOD]))
-    file = read_data_file(path, filter_empty=True)
+    file = read_data_file(path, ReadOptions(filter_empty=True))
     assert file.num_empty_rows == len(empty)
     assert [row.row_number for row in file.conversations] == [1, 7]
     assert refusal(path).where == f"{path}:2"
@@ -302,7 +329,7 @@ def test_whatever_stands_in_a_file_is_read_or_refused(write: Write, lines: list[
         assert error.where.startswith(str(path))
     else:
         assert file.conversations
-        assert all(row.messages[-1].role == "assistant" for row in file.conversations)
+        assert all(row.messages[-1].role in ("assistant", "text") for row in file.conversations)
 
 
 _words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.corpus import conversation_key, drop_repeats, split_rows
 from llamafarm.data.encode import EncodedRow
-from llamafarm.data.records import DataFile, read_data_file
+from llamafarm.data.records import DataFile, ReadOptions, read_data_file
 from llamafarm.errors import StrategyError
 from llamafarm.strategy.load import LoadedStrategy, resolve_path
 from llamafarm.strategy.schema import DataPreprocessing, EpochRange, Strategy
@@ -53,9 +53,7 @@ def read_files(loaded: LoadedStrategy) -> list[DataFile]:
     paths = [dataset.train_file] + ([dataset.eval_file] if dataset.eval_file else [])
     return [
         read_data_file(
-            resolve_path(path, loaded),
-            format_name=dataset.format,
-            filter_empty=loaded.strategy.data_preprocessing.filter_empty,
+            resolve_path(path, loaded), ReadOptions.of(dataset, loaded.strategy.data_preprocessing)
         )
         for path in paths
     ]
@@ -68,8 +66,7 @@ def settle_rows(
     dataset, args = loaded.strategy.dataset, loaded.strategy.training_args
     parts = [list(file.conversations) for file in files]
     for file in files:
-        if file.num_empty_rows:
-            warnings.append(f"{file.num_empty_rows} rows of {file.path} have an empty turn and are left out")
+        warnings += file.warnings()
     if loaded.strategy.data_preprocessing.remove_duplicates:
         parts = _without_repeats(parts, warnings)
     if len(parts) == 2:

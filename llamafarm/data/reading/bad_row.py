@@ -1,0 +1,28 @@
+"""What is wrong with one row; whoever reads the file knows where it stands, and if it may be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+# A row with its number from 1, or what is wrong with it.
+NumberedRow = tuple[int, "Row | BadRowError"]
+
+
+class BadRowError(Exception):
+    """What is wrong with a row and what to try."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+
+
+class EmptyTurnError(BadRowError):
+    """A row whose prompt or answer is empty or not there."""
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """Return a text as it is quoted in an error: its beginning, with nothing that a terminal acts on."""
+    return repr(text[:most]) + ("…" if len(text) > most else "")

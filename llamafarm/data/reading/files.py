@@ -1,0 +1,97 @@
+"""Which reader a data file gets: by its first bytes where these tell, else by its name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamafarm.data.reading.bad_row import BadRowError, NumberedRow
+from llamafarm.data.reading.json_rows import read_json_rows, read_json_texts, write_row
+from llamafarm.data.reading.streams import DAMAGED, PACKED_SUFFIXES, finish, open_stream
+from llamafarm.data.reading.tables import read_csv_rows, read_parquet_rows
+from llamafarm.errors import DataError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+_PARQUET_MAGIC = b"PAR1"
+_TABLE_SUFFIXES = (".csv", ".tsv")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", *_TABLE_SUFFIXES)
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return the file, or the data files of a folder in the order of their names.
+
+    Raises `DataError` for what is neither, and for a folder without a data file.
+    """
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.is_file() and _is_data_file(file))
+        if not found:
+            raise DataError(
+                f"the folder {path.name!r} holds no data file",
+                where=str(path),
+                remedy=f"Name a file, or a folder with files that end in {', '.join(DATA_SUFFIXES)}.",
+            )
+        return found
+    if not path.exists():
+        raise DataError(
+            f"there is no file {path.name!r}", where=str(path), remedy="Check the path, or make the file."
+        )
+    if not path.is_file():  # a FIFO would wait for ever
+        raise DataError(f"{path.name!r} is not a file", where=str(path), remedy="Name a data file.")
+    return [path]
+
+
+def read_rows(path: Path, hasher: Hash) -> Iterator[NumberedRow]:
+    """Yield the rows of one file, and what is wrong with those that are none; `hasher` gets the file's bytes.
+
+    Raises `DataError` where the file as a whole cannot be read.
+    """
+    try:
+        with open_stream(path, hasher) as stream:
+            if stream.peek(4).startswith(_PARQUET_MAGIC):
+                yield from read_parquet_rows(path)
+            elif _kind_suffix(path) in _TABLE_SUFFIXES:
+                yield from read_csv_rows(stream)
+            else:
+                yield from read_json_rows(stream)
+            finish(stream)
+    except OSError as error:
+        raise DataError(
+            f"the file cannot be read: {error.strerror or error}",
+            where=str(path),
+            remedy="Check the file and its permissions.",
+        ) from error
+    except DAMAGED as error:
+        raise DataError(
+            f"the compressed file is damaged: {error}", where=str(path), remedy="Copy or pack it again."
+        ) from error
+    except BadRowError as bad:
+        raise DataError(bad.problem, where=str(path), remedy=bad.remedy) from None
+
+
+def read_row_texts(path: Path) -> Iterator[str]:
+    """Yield every row of a file as a line of JSON; of a file of such lines, each as it stands there.
+
+    For files that `read_rows` read without an error.
+    """
+    with open_stream(path, hashlib.sha256()) as stream:
+        if not (stream.peek(4).startswith(_PARQUET_MAGIC) or _kind_suffix(path) in _TABLE_SUFFIXES):
+            yield from read_json_texts(stream)
+            return
+    for _, row in read_rows(path, hashlib.sha256()):
+        if not isinstance(row, BadRowError):
+            yield write_row(row)
+
+
+def _is_data_file(path: Path) -> bool:
+    return not path.name.startswith(".") and _kind_suffix(path) in DATA_SUFFIXES
+
+
+def _kind_suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""

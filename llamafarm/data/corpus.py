@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Hashable, Sequence
@@ -29,11 +30,15 @@ class SplitResult:
 
 
 def conversation_key(conversation: Conversation) -> Hashable:
-    """Return what makes two rows duplicates: equal turns, but for case and white space."""
-    return tuple(
+    """Return what makes two rows duplicates: equal turns, but for case and white space, and equal tools."""
+    turns = tuple(
         (message.role, " ".join(f"{message.content} {message.input}".casefold().split()))
         for message in conversation.messages
     )
+    extras = [message.extras for message in conversation.messages]
+    if not any(extras) and not conversation.tools:
+        return turns
+    return turns, json.dumps([extras, conversation.tools], sort_keys=True, default=str)
 
 
 def drop_repeats(conversations: Sequence[Conversation]) -> list[Conversation]:

@@ -7,14 +7,14 @@ shown when it is asked, so anything else would train on prompts that never occur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.template import ChatTemplate, Rendering
+from llamafarm.data.template import EVERY_ANSWER, ChatTemplate, Rendering, TrainedPart
 from llamafarm.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -44,35 +44,48 @@ class EncodedRow:
 
 
 def encode_conversations(
-    conversations: Sequence[Conversation], template: ChatTemplate, tokenize: Tokenize
+    conversations: Sequence[Conversation],
+    template: ChatTemplate,
+    tokenize: Tokenize,
+    trained: TrainedPart = EVERY_ANSWER,
 ) -> list[EncodedRow]:
-    """Render and tokenize conversations.
+    """Render and tokenize conversations, each to one row or, where its template asks for it, to several.
 
     Raises `TemplateError`, naming the row, where prompt and answer melt into one token.
     """
-    renderings = [template.render_conversation(conversation) for conversation in conversations]
-    texts = list(_texts_to_tokenize(renderings))
+    return [row for rows in encode_separately(conversations, template, tokenize, trained) for row in rows]
+
+
+def encode_separately(
+    conversations: Sequence[Conversation],
+    template: ChatTemplate,
+    tokenize: Tokenize,
+    trained: TrainedPart = EVERY_ANSWER,
+) -> list[list[EncodedRow]]:
+    """Return the rows of each conversation, as `encode_conversations` does."""
+    rendered = [template.render_rows(conversation, trained) for conversation in conversations]
+    texts = list(_texts_to_tokenize(rendering for renderings in rendered for rendering in renderings))
     # One call for all texts: a fast tokenizer works on a batch with every core.
     ids_of = dict(zip(texts, tokenize(texts), strict=True))
     return [
-        _encode_row(rendering, conversation.row_number, ids_of)
-        for rendering, conversation in zip(renderings, conversations, strict=True)
+        [_encode_row(rendering, conversation.row_number, ids_of) for rendering in renderings]
+        for renderings, conversation in zip(rendered, conversations, strict=True)
     ]
 
 
-def _texts_to_tokenize(renderings: Sequence[Rendering]) -> dict[str, None]:
+def _texts_to_tokenize(renderings: Iterable[Rendering]) -> dict[str, None]:
     texts: dict[str, None] = {}
     for rendering in renderings:
         texts[rendering.text] = None
-        for span in rendering.assistant_spans:
+        for span in () if rendering.is_whole else rendering.trained_spans:
             texts.update((rendering.text[:end], None) for end in span)
     return texts
 
 
 def _encode_row(rendering: Rendering, row_number: int, ids_of: dict[str, Sequence[int]]) -> EncodedRow:
     token_ids = ids_of[rendering.text]
-    is_supervised_T = np.zeros(len(token_ids), dtype=np.bool_)
-    for span in rendering.assistant_spans:
+    is_supervised_T = np.full(len(token_ids), rendering.is_whole, dtype=np.bool_)
+    for span in () if rendering.is_whole else rendering.trained_spans:
         start, end = (
             _num_leading_tokens(rendering.text[:cut], token_ids, row_number, ids_of) for cut in span
         )

@@ -1,15 +1,14 @@
 """One prompt template for training, completion and export.
 
-Whatever a strategy says becomes one Jinja chat template: `compile_prompt_template` turns the guide's
+Whatever a strategy says becomes one Jinja chat template: `prompt_format` turns the guide's
 `prompt_template.format` into one, otherwise the model's own is taken. `ChatTemplate` renders it, and tells
 from renderings alone which characters the assistant writes, its end of turn included. The template reads
-`messages`, `add_generation_prompt` and the tokenizer's special tokens, and nothing of the machine.
+`messages`, `tools`, `add_generation_prompt` and the tokenizer's special tokens, and nothing of the machine.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -25,15 +24,31 @@ from llamafarm.errors import TemplateError
 
 # Stands for an answer while the text that a template puts around answers is being found.
 _PROBE = "PROBEANSWER"
-_DEFAULT_JOINER = "\n\n"
+DEFAULT_JOINER = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A conversation as text, and the half-open character spans of it that the assistant writes."""
+    """A conversation as text, and the half-open character spans of it that are trained on.
+
+    A span runs from the end of a prompt, as it stands when the model is asked, to the end of that turn; only
+    with `is_whole` it is the text from end to end, prompts and all.
+    """
 
     text: str
-    assistant_spans: tuple[tuple[int, int], ...]
+    trained_spans: tuple[tuple[int, int], ...]
+    is_whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedPart:
+    """Which part of a row is trained on: every answer, the last one only, or all of its text."""
+
+    is_last_answer_only: bool = False
+    includes_prompt: bool = False
+
+
+EVERY_ANSWER = TrainedPart()
 
 
 class ChatTemplate:
@@ -41,8 +56,9 @@ class ChatTemplate:
 
     `special_tokens` maps names such as `eos_token` to their text; `control_tokens` are all texts that the
     tokenizer knows as one special token, among which the end of a turn is looked for. `joiner` stands
-    between an Alpaca row's instruction and its input. Raises `TemplateError` if the template cannot be
-    rendered or does not end the assistant's turn with a control token.
+    between an Alpaca row's instruction and its input; `adds_bos` puts the beginning-of-text token before rows
+    of plain text. Raises `TemplateError` if the template cannot be rendered or does not end the assistant's
+    turn with a control token.
     """
 
     def __init__(
@@ -51,11 +67,13 @@ class ChatTemplate:
         *,
         special_tokens: Mapping[str, str],
         control_tokens: Sequence[str],
-        joiner: str = _DEFAULT_JOINER,
+        joiner: str = DEFAULT_JOINER,
+        adds_bos: bool = False,
     ) -> None:
         self.source = source
         self.joiner = joiner
         self._special_tokens = dict(special_tokens)
+        self._adds_bos = adds_bos
         try:
             self._template = _new_environment().from_string(source)
         except JinjaError as error:
@@ -66,43 +84,89 @@ class ChatTemplate:
             ) from None
         self.end_of_turn, self._after_end_of_turn = self._find_end_of_turn(control_tokens)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """Return the text of `messages`; with `add_generation_prompt`, up to where the answer begins."""
-        turns = [{"role": message.role, "content": self._content(message)} for message in messages]
+        turns = [
+            {"role": message.role, "content": self._content(message), **(message.extras or {})}
+            for message in messages
+        ]
         try:
             return self._template.render(
-                messages=turns, add_generation_prompt=add_generation_prompt, **self._special_tokens
+                messages=turns,
+                tools=list(tools) or None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
             )
         except (JinjaError, TypeError, ValueError) as error:
             raise TemplateError(
-                f"the chat template cannot render {', '.join(turn['role'] for turn in turns)}: {error}",
+                f"the chat template cannot render {', '.join(str(turn['role']) for turn in turns)}: {error}",
                 where="the chat template",
                 remedy="Check the roles of the rows, or give the strategy a prompt_template.format.",
             ) from None
 
-    def render_conversation(self, conversation: Conversation) -> Rendering:
-        """Render a row and find what the assistant writes in it, every turn with its end.
+    def render_rows(self, conversation: Conversation, trained: TrainedPart = EVERY_ANSWER) -> list[Rendering]:
+        """Return a conversation as the rows that it is trained on in.
 
-        Each span runs from the end of the generation prompt, just as it stands when the model is asked,
-        to the end-of-turn token. Raises `TemplateError` if a prompt is not how the full text begins.
+        That is one row, unless the template renders a turn differently once others follow, as those do that
+        leave earlier thinking out: then each answer is the last one of a row of its own, just as it was when
+        the model gave it. Raises `TemplateError` if a prompt is not how the row with its answer begins.
         """
-        messages = conversation.messages
-        text = self.render(messages)
+        if conversation.is_text:
+            return [self._render_text(conversation)]
+        if trained.includes_prompt:
+            text = self.render(conversation.messages, tools=conversation.tools)
+            return [Rendering(text, ((0, len(text)),), is_whole=True)]
+        answers = [
+            index
+            for index, message in enumerate(conversation.messages)
+            if message.role == "assistant" and message.weight
+        ]
+        if trained.is_last_answer_only:
+            answers = answers[-1:]
+        whole = self._render_together(conversation, answers)
+        return [whole] if whole else [self._render_last(conversation, answer) for answer in answers]
+
+    def _render_text(self, conversation: Conversation) -> Rendering:
+        bos = self._special_tokens.get("bos_token", "") if self._adds_bos else ""
+        text = bos + conversation.messages[0].content + self._special_tokens.get("eos_token", "")
+        return Rendering(text, ((0, len(text)),), is_whole=True)
+
+    def _render_together(self, conversation: Conversation, answers: Sequence[int]) -> Rendering | None:
+        """Return the row with all of its answers; None if one is not what it was when it was the last."""
+        messages, tools = conversation.messages, conversation.tools
+        text = self.render(messages, tools=tools)
         spans = []
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            prompt = self.render(messages[:index], add_generation_prompt=True)
-            through = text if index + 1 == len(messages) else self.render(messages[: index + 1])
-            if not (text.startswith(through) and through.startswith(prompt)):
-                raise TemplateError(
-                    "the chat template renders a turn differently once others follow it, so that the "
-                    "answer cannot be told from the prompt exactly",
-                    where=f"row {conversation.row_number}, message {index + 1}",
-                    remedy="Use rows of one turn, or give the strategy a prompt_template.format.",
-                )
-            spans.append((len(prompt), len(through) - len(self._after_end_of_turn)))
+        for index in answers:
+            prompt = self.render(messages[:index], add_generation_prompt=True, tools=tools)
+            is_last = index + 1 == len(messages)
+            through = text if is_last else self.render(messages[: index + 1], tools=tools)
+            if not text.startswith(through):
+                return None
+            spans.append(self._span(prompt, through, conversation.row_number, index))
         return Rendering(text, tuple(spans))
+
+    def _render_last(self, conversation: Conversation, index: int) -> Rendering:
+        messages, tools = conversation.messages, conversation.tools
+        prompt = self.render(messages[:index], add_generation_prompt=True, tools=tools)
+        through = self.render(messages[: index + 1], tools=tools)
+        return Rendering(through, (self._span(prompt, through, conversation.row_number, index),))
+
+    def _span(self, prompt: str, through: str, row_number: int, index: int) -> tuple[int, int]:
+        """Return where an answer stands in the text that ends with it, its end of turn included."""
+        if not through.startswith(prompt):
+            raise TemplateError(
+                "the chat template renders a prompt differently once its answer follows, so that the answer "
+                "cannot be told from the prompt exactly",
+                where=f"row {row_number}, message {index + 1}",
+                remedy="Give the strategy a prompt_template.format.",
+            )
+        return len(prompt), len(through) - len(self._after_end_of_turn)
 
     def _content(self, message: Message) -> str:
         if message.input.strip():
@@ -124,97 +188,6 @@ class ChatTemplate:
             )
         position, end_of_turn = min(ends, key=lambda end: (end[0], -len(end[1])))
         return end_of_turn, ending[position + len(end_of_turn) :]
-
-
-def with_default_system(source: str, system: str) -> str:
-    """Return a chat template that begins with `system` where the messages have no system message.
-
-    It stands in the template itself, so that whoever renders it, here or in Ollama, gets what was trained.
-    """
-    turn = f"{{'role': 'system', 'content': {_quote_for_jinja(system)}}}"
-    return (
-        "{%- if not messages or messages[0]['role'] != 'system' %}"
-        f"{{%- set messages = [{turn}] + messages %}}{{%- endif %}}{source}"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledPrompt:
-    """A `prompt_template.format` as a Jinja chat template, and what joins an instruction and its input."""
-
-    source: str
-    joiner: str
-
-
-def compile_prompt_template(prompt_format: str, *, adds_bos: bool) -> CompiledPrompt:
-    r"""Compile the guide's `prompt_template.format` into a Jinja chat template.
-
-    `"Question: {input}\nAnswer: {output}"` becomes a template whose user turn is `Question: …`, whose
-    generation prompt is `\nAnswer:` and whose assistant turn is ` …` and the end-of-text token. Blanks just
-    before `{output}` belong to the answer: a tokenizer joins a blank to the word after it, so a prompt that
-    ended in one would not be how any trained row begins. A system message goes where `{system}` stands,
-    else before the first turn with an empty line between; without one nothing is rendered for it.
-    """
-    head, tail = _split_at(prompt_format, "{output}")
-    tail = tail.rstrip()
-    lead, system_end, body = _take_system(head)
-    joiner = _DEFAULT_JOINER
-    if "{instruction}" in body and "{input}" in body:
-        before, rest = _split_at(body, "{instruction}")
-        joiner, after = _split_at(rest, "{input}")
-    else:
-        before, after = _split_at(body, "{instruction}" if "{instruction}" in body else "{input}")
-    generation_prompt = after.rstrip(" \t")
-    blanks = after[len(generation_prompt) :]
-
-    quote = _quote_for_jinja
-    bos = "{{- bos_token }}" if adds_bos else ""
-    source = (
-        f"{bos}{{%- for message in messages %}}"
-        "{%- if message['role'] == 'system' %}"
-        f"{{{{- {quote(lead)} + (message['content'] | trim) + {quote(system_end)} }}}}"
-        "{%- elif message['role'] == 'user' %}"
-        f"{{{{- {quote(before)} + (message['content'] | trim) }}}}"
-        "{%- elif message['role'] == 'assistant' %}"
-        f"{{{{- {quote(generation_prompt + blanks)} + (message['content'] | trim) + {quote(tail)} "
-        "+ eos_token }}"
-        "{%- else %}"
-        "{{- raise_exception('the roles are system, user and assistant') }}"
-        "{%- endif %}{%- endfor %}"
-        f"{{%- if add_generation_prompt %}}{{{{- {quote(generation_prompt)} }}}}{{%- endif %}}"
-    )
-    return CompiledPrompt(source, joiner)
-
-
-def _take_system(head: str) -> tuple[str, str, str]:
-    """Split the text before `{output}` into what leads the system text in, what ends it, and the turn."""
-    if "{system}" not in head:
-        return "", _DEFAULT_JOINER, head
-    lead, rest = _split_at(head, "{system}")
-    first_field = min(rest.find(field) for field in ("{instruction}", "{input}") if field in rest)
-    between = rest[:first_field]
-    # The system text's line ends at the last line break; what follows it introduces every turn.
-    ending = between[: between.rfind("\n") + 1] or re.match(r"\s*", between).group()  # type: ignore[union-attr]
-    return lead, ending, rest[len(ending) :]
-
-
-def _split_at(text: str, field: str) -> tuple[str, str]:
-    before, found, after = text.partition(field)
-    if not found or field in after:
-        raise TemplateError(
-            f"prompt_template.format must contain {field} once, in the order {{system}}, {{instruction}}, "
-            f"{{input}}, {{output}} (got {text!r})",
-            where="prompt_template.format",
-            remedy="For example: 'Question: {input}\\nAnswer: {output}'",
-        )
-    return before, after
-
-
-def _quote_for_jinja(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    for character, escape in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        escaped = escaped.replace(character, escape)
-    return f"'{escaped}'"
 
 
 class _GenerationBlock(Extension):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamafarm.data.template import ChatTemplate, compile_prompt_template, with_default_system
+from llamafarm.data.prompt_format import compile_prompt_template, with_default_system
+from llamafarm.data.template import ChatTemplate
 from llamafarm.model.load import adds_bos, control_token_texts, special_token_texts
 
 PLAIN_FORMAT = "User: {input}\nAssistant: {output}"
@@ -40,4 +41,5 @@ def template_from_source(tokenizer: Any, source: str, joiner: str) -> ChatTempla
         special_tokens=special_token_texts(tokenizer),
         control_tokens=control_token_texts(tokenizer),
         joiner=joiner,
+        adds_bos=adds_bos(tokenizer),
     )

@@ -12,7 +12,7 @@ import pytest
 
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encode import encode_conversations
-from llamafarm.data.template import compile_prompt_template, with_default_system
+from llamafarm.data.prompt_format import compile_prompt_template, with_default_system
 from llamafarm.errors import TemplateError
 from llamafarm.model.load import tokenize_with
 from llamafarm.model.prompt import template_from_source
@@ -95,6 +95,11 @@ GENERATION_BLOCK = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
+PHI = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
 # The source, what stands before and after each answer within its span, and whether it takes a system message.
 KNOWN = {
     "chatml": (CHATML, "{}<|im_end|>", True),
@@ -103,6 +108,7 @@ KNOWN = {
     "llama-3": (LLAMA_3, "{}<|eot_id|>", True),
     "gemma": (GEMMA, "{}<end_of_turn>", False),
     "mistral": (MISTRAL, "{}<|end|>", False),
+    "phi": (PHI, "{}<|end|>", True),
     "generation-block": (GENERATION_BLOCK, "{}<|im_end|>", True),
 }
 FORMATS = {
@@ -152,14 +158,14 @@ def test_a_rendering_is_that_of_transformers_and_its_spans_are_the_answers(
     template = template_from_source(chat_tokenizer, source, "\n\n")
     theirs = copy.copy(chat_tokenizer)
     theirs.chat_template = source
-    rendering = template.render_conversation(Conversation(messages, 1))
+    (rendering,) = template.render_rows(Conversation(messages, 1))
     assert rendering.text == theirs.apply_chat_template(as_dicts(messages), tokenize=False)
     assert template.render(messages[:-1], add_generation_prompt=True) == theirs.apply_chat_template(
         as_dicts(messages[:-1]), tokenize=False, add_generation_prompt=True
     )
 
     answers = [message.content for message in messages if message.role == "assistant"]
-    spans = [rendering.text[start:end] for start, end in rendering.assistant_spans]
+    spans = [rendering.text[start:end] for start, end in rendering.trained_spans]
     assert spans == [span.format(answer) for answer in answers]
     assert spans[-1].endswith(template.end_of_turn)
 

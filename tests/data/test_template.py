@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.template import ChatTemplate, compile_prompt_template, with_default_system
+from llamafarm.data.prompt_format import compile_prompt_template, with_default_system
+from llamafarm.data.template import ChatTemplate, TrainedPart
 from llamafarm.errors import TemplateError
 
 BOS, EOS = "<s>", "</s>"
@@ -39,8 +40,8 @@ def compiled(prompt_format: str, *, adds_bos: bool = False) -> ChatTemplate:
 
 
 def answered_by(template: ChatTemplate, *messages: Message) -> list[str]:
-    rendering = template.render_conversation(Conversation(messages, 1))
-    return [rendering.text[start:end] for start, end in rendering.assistant_spans]
+    (rendering,) = template.render_rows(Conversation(messages, 1))
+    return [rendering.text[start:end] for start, end in rendering.trained_spans]
 
 
 @pytest.mark.parametrize(
@@ -189,8 +190,8 @@ def test_the_first_control_token_after_an_answer_ends_the_turn(
     # Among tokens that begin at the same place, the longest is the tokenizer's.
     template = make_template(source, control_tokens=(BOS, EOS, "<|end|>", "<|end|>x"))
     assert template.end_of_turn == end_of_turn
-    rendering = template.render_conversation(Conversation((QUESTION, ANSWER), 1))
-    ((start, end),) = rendering.assistant_spans
+    (rendering,) = template.render_rows(Conversation((QUESTION, ANSWER), 1))
+    ((start, end),) = rendering.trained_spans
     assert rendering.text[end:] == after
     assert rendering.text[start:end].startswith("That.")
     assert rendering.text[start:end].endswith(end_of_turn)
@@ -213,7 +214,7 @@ def test_a_template_that_never_ends_an_answer_is_refused(source: str) -> None:
         make_template(source)
 
 
-def test_a_template_that_changes_earlier_turns_is_refused() -> None:
+def test_where_a_template_changes_earlier_turns_each_answer_is_the_last_of_a_row() -> None:
     source = (
         "{% for m in messages %}{{ m['role'] }}:"
         "{% if m['role'] == 'assistant' and not loop.last %}(said before){% else %}{{ m['content'] }}{% endif %}"  # noqa: E501
@@ -221,15 +222,54 @@ def test_a_template_that_changes_earlier_turns_is_refused() -> None:
     )
     template = make_template(source)
     assert answered_by(template, QUESTION, ANSWER) == [f"That.{EOS}"]
-    with pytest.raises(TemplateError) as caught:
-        template.render_conversation(Conversation((QUESTION, ANSWER, QUESTION, ANSWER), 17))
-    assert "row 17" in caught.value.where
+    conversation = Conversation((QUESTION, ANSWER, QUESTION, Message("assistant", "This.")), 17)
+    asked = f"user:What is it?{EOS}assistant:"
+    first, second = template.render_rows(conversation)
+    assert first.text == f"{asked}That.{EOS}"
+    assert second.text == f"{asked}(said before){EOS}{asked}This.{EOS}"
+    for rendering, answer in ((first, "That."), (second, "This.")):
+        ((start, end),) = rendering.trained_spans
+        assert rendering.text[start:end] == answer + EOS
+    (last,) = template.render_rows(conversation, TrainedPart(is_last_answer_only=True))
+    assert last == second
+
+
+def test_the_last_answer_alone_or_the_whole_row_is_trained_on_if_asked() -> None:
+    template = compiled("Q: {input}\nA: {output}")
+    conversation = Conversation((QUESTION, ANSWER, QUESTION, Message("assistant", "This.")), 1)
+    (last,) = template.render_rows(conversation, TrainedPart(is_last_answer_only=True))
+    assert [last.text[start:end] for start, end in last.trained_spans] == [f" This.{EOS}"]
+    (whole,) = template.render_rows(conversation, TrainedPart(includes_prompt=True))
+    assert (whole.text, whole.trained_spans) == (last.text, ((0, len(last.text)),))
+
+
+def test_an_answer_of_weight_0_is_shown_and_not_trained_on() -> None:
+    template = compiled("Q: {input}\nA: {output}")
+    shown = Message("assistant", "That.", weight=0.0)
+    messages = (QUESTION, shown, QUESTION, Message("assistant", "This."))
+    assert answered_by(template, *messages) == [f" This.{EOS}"]
+    assert "A: That." in template.render_rows(Conversation(messages, 1))[0].text
+    assert answered_by(template, QUESTION, shown) == []
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_plain_text_has_no_template_around_it_and_an_end(adds_bos: bool) -> None:
+    source = compile_prompt_template("Q: {input}\nA: {output}", adds_bos=adds_bos).source
+    template = ChatTemplate(
+        source,
+        special_tokens={"bos_token": BOS, "eos_token": EOS},
+        control_tokens=[BOS, EOS],
+        adds_bos=adds_bos,
+    )
+    (rendering,) = template.render_rows(Conversation((Message("text", "Once {{ x }}\n"),), 1))
+    text = f"{BOS if adds_bos else ''}Once {{{{ x }}}}\n{EOS}"
+    assert (rendering.text, rendering.trained_spans) == (text, ((0, len(text)),))
 
 
 def test_a_template_whose_prompt_is_not_how_its_text_begins_is_refused() -> None:
     template = make_template(PLAIN + "{% if add_generation_prompt %}Assistant:{% endif %}")
     with pytest.raises(TemplateError, match="exactly"):
-        template.render_conversation(Conversation((QUESTION, ANSWER), 3))
+        template.render_rows(Conversation((QUESTION, ANSWER), 3))
 
 
 @pytest.mark.parametrize(

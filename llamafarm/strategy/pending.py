@@ -18,11 +18,6 @@ _PENDING: dict[str, str] = {
     "data_preprocessing.remove_near_duplicates": "rows are compared exactly",
     "data_preprocessing.near_duplicate_threshold": "rows are compared exactly",
     "data_preprocessing.cache_dir": "tokenized rows are not kept",
-    "dataset.columns": "rows are read by their own keys",
-    "dataset.on_bad_row": "a bad row is an error",
-    "dataset.train_on": "all answers are trained on",
-    "dataset.train_on_prompt": "answers alone are trained on",
-    "dataset.when_too_long": "rows that are too long are left out",
     "dataset.allow": "there is no such check yet",
 }
 

@@ -21,6 +21,7 @@ RUN = "training/test_run.py::"
 PRECISION = "hardware/test_precision.py::"
 OPENING = "commands/test_opening.py::"
 METHODS = "training/test_methods.py::"
+COLUMNS = "data/reading/test_files.py::test_columns_are_read_under_the_names_that_the_strategy_gives"
 STRATEGIES = "commands/test_strategies.py::"
 ANSWERS = "test_a_strategys_generation_settings_are_those_of_the_answers"
 CANNOT = "test_what_a_device_cannot_do_is_an_error_that_names_the_alternative"
@@ -28,8 +29,7 @@ CANNOT = "test_what_a_device_cannot_do_is_an_error_that_names_the_alternative"
 # Settings that the exports will act on; until then whoever sets one is told (strategy/pending.py).
 LATER = (
     "export.", "model_app.", "data_preprocessing.filter_quality", "data_preprocessing.remove_near_duplicates",
-    "data_preprocessing.near_duplicate_threshold", "data_preprocessing.cache_dir", "dataset.columns",
-    "dataset.on_bad_row", "dataset.train_on", "dataset.train_on_prompt", "dataset.when_too_long",
+    "data_preprocessing.near_duplicate_threshold", "data_preprocessing.cache_dir",
     "dataset.allow",
 )  # fmt: skip
 
@@ -37,6 +37,16 @@ PROOFS: dict[str, str] = {
     "base_model.cache_dir": OPENING + "test_cache_dir_is_where_a_model_from_the_hub_is_looked_for",
     "base_model.huggingface_id": PREPARE + "test_a_base_model_that_is_not_there_is_refused",
     "base_model.name": RUN + "test_the_name_of_the_base_is_the_one_that_the_strategy_gives",
+    "dataset.columns.input": COLUMNS,
+    "dataset.columns.instruction": COLUMNS,
+    "dataset.columns.messages": COLUMNS,
+    "dataset.columns.output": COLUMNS,
+    "dataset.columns.system": COLUMNS,
+    "dataset.columns.text": COLUMNS,
+    "dataset.on_bad_row": PREPARE + "test_columns_and_bad_rows_are_read_as_the_strategy_says",
+    "dataset.train_on": PREPARE + "test_which_tokens_are_trained_on_is_as_the_strategy_says",
+    "dataset.train_on_prompt": PREPARE + "test_which_tokens_are_trained_on_is_as_the_strategy_says",
+    "dataset.when_too_long": PREPARE + "test_rows_that_are_too_long_are_treated_as_the_strategy_says",
     "dataset.format": "data/test_records.py::test_a_form_that_is_asked_for_is_not_guessed",
     "dataset.train_file": PREPARE + "test_a_strategy_without_training_data_is_refused",
     "description": STRATEGIES + "test_list_names_each_strategy_with_its_place",

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from llamafarm.data.encode import EncodedRow, Tokenize, encode_conversations
+from llamafarm.data.encode import EncodedRow, Tokenize
+from llamafarm.data.fitting import Limits
 from llamafarm.data.records import DataFile
 from llamafarm.data.template import ChatTemplate
 from llamafarm.errors import DataError
@@ -38,7 +39,14 @@ from llamafarm.training.loop import Every, LoopPlan
 from llamafarm.training.preparation.batch import settle_batch_size
 from llamafarm.training.preparation.memory import PreparedRows, settle_method_and_memory
 from llamafarm.training.preparation.method import check_method, prepare_method
-from llamafarm.training.preparation.rows import Choice, Limits, read_files, settle_rows, wants_evaluation
+from llamafarm.training.preparation.rows import (
+    Choice,
+    encode_rows,
+    limits_of,
+    read_files,
+    settle_rows,
+    wants_evaluation,
+)
 
 
 @dataclass(slots=True)
@@ -93,10 +101,12 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     choices.append(Choice("template", f"answers end with {template.end_of_turn}", template_origin))
 
     context_length = int(getattr(load_config(base), "max_position_embeddings", 0) or 10**9)
-    limits = Limits.of(strategy.data_preprocessing, context_length)
+    limits = limits_of(strategy.data_preprocessing, context_length)
     tokenize = _tokenize_with_threads(tokenizer, strategy.training_args.dataloader_num_workers)
-    train_rows = limits.keep(encode_conversations(train, template, tokenize), "training", warnings)
-    eval_rows = limits.keep(encode_conversations(evaluation, template, tokenize), "evaluation", warnings)
+    train_rows, eval_rows = (
+        encode_rows(part, template, tokenize, strategy.dataset, limits, kind, warnings)
+        for part, kind in ((train, "training"), (evaluation, "evaluation"))
+    )
     _check_rows_left(strategy, train_rows, eval_rows, files, limits)
     plan = _settle_loop(strategy, len(train_rows), device, choices, has_evaluation=bool(eval_rows))
     rows = PreparedRows(train_rows, eval_rows, plan, strategy.training_args.per_device_eval_batch_size)

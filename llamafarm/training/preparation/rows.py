@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.corpus import conversation_key, drop_repeats, split_rows
-from llamafarm.data.encode import EncodedRow
+from llamafarm.data.encode import EncodedRow, Tokenize, encode_conversations, encode_separately
+from llamafarm.data.fitting import Limits, fit_rows
 from llamafarm.data.records import DataFile, ReadOptions, read_data_file
+from llamafarm.data.template import ChatTemplate, TrainedPart
 from llamafarm.errors import StrategyError
 from llamafarm.strategy.load import LoadedStrategy, resolve_path
-from llamafarm.strategy.schema import DataPreprocessing, EpochRange, Strategy
+from llamafarm.strategy.schema import DataPreprocessing, Dataset, EpochRange, Strategy
 
 # The guide's recommendation where evaluation is asked for and no rows are given for it.
 _RECOMMENDED_EVAL_PERCENT = 10.0
@@ -116,41 +118,28 @@ def _warn_of_leaks(
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The lengths in tokens that a row must keep."""
+def limits_of(preprocessing: DataPreprocessing, context_length: int) -> Limits:
+    """Return the limits of a strategy for a base model's context length."""
+    max_length = min(preprocessing.max_length or context_length, context_length)
+    return Limits(max_length, preprocessing.max_input_length, preprocessing.max_output_length)
 
-    max_length: int
-    max_input_length: int | None
-    max_output_length: int | None
 
-    @classmethod
-    def of(cls, preprocessing: DataPreprocessing, context_length: int) -> Limits:
-        """Return the limits of a strategy for a base model's context length."""
-        max_length = min(preprocessing.max_length or context_length, context_length)
-        return cls(max_length, preprocessing.max_input_length, preprocessing.max_output_length)
+def encode_rows(
+    conversations: Sequence[Conversation],
+    template: ChatTemplate,
+    tokenize: Tokenize,
+    dataset: Dataset,
+    limits: Limits,
+    kind: str,
+    warnings: list[str],
+) -> list[EncodedRow]:
+    """Return the rows of a run as the model sees them, within the limits; what was left out is said."""
+    trained = TrainedPart(dataset.train_on == "last", dataset.train_on_prompt)
+    encoded = encode_separately(conversations, template, tokenize, trained)
 
-    def keep(self, rows: Sequence[EncodedRow], kind: str, warnings: list[str]) -> list[EncodedRow]:
-        """Return the rows within the limits; the others are left out whole, and counted."""
-        kept = list(rows)
-        for setting, limit, length_of in self._limits():
-            fitting = [row for row in kept if limit is None or length_of(row) <= limit]
-            if len(fitting) < len(kept):
-                warnings.append(
-                    f"{len(kept) - len(fitting)} of {len(rows)} {kind} rows are too long and left out: the "
-                    f"longest has {max(map(length_of, kept))} tokens, and {setting} is {limit} "
-                    f"(data_preprocessing.{setting})"
-                )
-            kept = fitting
-        return kept
+    def encode(conversation: Conversation) -> list[EncodedRow]:
+        return encode_conversations([conversation], template, tokenize, trained)
 
-    def _limits(self) -> list[tuple[str, int | None, Callable[[EncodedRow], int]]]:
-        return [
-            ("max_length", self.max_length, lambda row: row.num_tokens),
-            (
-                "max_input_length",
-                self.max_input_length,
-                lambda row: row.num_tokens - row.num_supervised_tokens,
-            ),
-            ("max_output_length", self.max_output_length, lambda row: row.num_supervised_tokens),
-        ]
+    fitted = fit_rows(conversations, encoded, limits, dataset.when_too_long, encode, kind)
+    warnings += fitted.warnings
+    return fitted.rows

@@ -240,6 +240,11 @@ def test_columns_are_read_under_the_names_that_the_strategy_gives(tmp_path: Path
     assert texts_of(path, columns=columns) == [("f", "a")]
     assert texts_of(path, columns=columns | {"input": "id"}) == [("f", "a")]
     assert texts_of(path, columns={"text": "Antwort"}) == [("a",)]
+    assert texts_of(path, columns=columns | {"system": "answer"}) == [("x", "f", "a")]
+    turns = tmp_path / "turns.jsonl"
+    chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    turns.write_text(json.dumps({"chat": chat}))
+    assert texts_of(turns, columns={"messages": "chat"}) == [("u", "a")]
     error = refusal(path, columns={"instruction": "Frage", "output": "Antworten"})
     assert "no column 'Antworten'" in error.problem and "'Antwort'" in error.problem
     assert error.where == f"{path}:2"

@@ -217,3 +217,45 @@ def test_fp16_on_a_processor_is_refused(load: Load, make_rows: MakeRows) -> None
 def test_preparing_writes_nothing(load: Load, make_rows: MakeRows, tmp_path: Path) -> None:
     prepare(load(make_rows(3)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["strategies.yaml", "train.jsonl"]
+
+
+def test_columns_and_bad_rows_are_read_as_the_strategy_says(load: Load, make_rows: MakeRows) -> None:
+    rows = [{"Frage": row["instruction"], "Antwort": row["output"]} for row in make_rows(6)]
+    columns = {"dataset.columns.instruction": "Frage", "dataset.columns.output": "Antwort"}
+    assert len(prepare(load(rows, **columns)).train_rows) == 6
+    broken = [*rows[:2], {"Frage": "f"}, *rows[2:]]
+    with pytest.raises(DataError) as caught:
+        prepare(load(broken, **columns))
+    assert caught.value.where.endswith("train.jsonl:3")
+    prepared = prepare(load(broken, **columns, dataset__on_bad_row="skip"))
+    assert numbers(prepared.train_rows) == {1, 2, 4, 5, 6, 7}
+    assert any("1 rows of" in warning and "train.jsonl:3" in warning for warning in prepared.warnings)
+
+
+def test_which_tokens_are_trained_on_is_as_the_strategy_says(load: Load) -> None:
+    turns = [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)
+    ]
+
+    def trained(**settings: Any) -> int:
+        (row,) = prepare(load([{"messages": turns}], **settings)).train_rows
+        return row.num_supervised_tokens
+
+    every, last = trained(), trained(dataset__train_on="last")
+    whole = trained(dataset__train_on_prompt=True)
+    assert last < every < whole
+    (row,) = prepare(load([{"messages": turns}], dataset__train_on_prompt=True)).train_rows
+    assert whole == row.num_tokens - 1  # nothing predicts the first
+
+
+def test_rows_that_are_too_long_are_treated_as_the_strategy_says(load: Load, make_rows: MakeRows) -> None:
+    long = {"instruction": "word " * 80 + "?", "output": "Yes."}
+
+    def kept(how: str) -> set[int]:
+        settings = {"data_preprocessing.max_length": 60, "dataset.when_too_long": how}
+        return numbers(prepare(load([*make_rows(2, words=(2, 3)), long], **settings)).train_rows)
+
+    assert kept("drop") == kept("split") == {1, 2}
+    assert kept("truncate_prompt") == {1, 2, 3}
+    with pytest.raises(DataError, match="max_length is 60"):
+        kept("error")

@@ -18,7 +18,6 @@ _PENDING: dict[str, str] = {
     "data_preprocessing.remove_near_duplicates": "rows are compared exactly",
     "data_preprocessing.near_duplicate_threshold": "rows are compared exactly",
     "data_preprocessing.cache_dir": "tokenized rows are not kept",
-    "dataset.allow": "there is no such check yet",
 }
 
 

@@ -30,13 +30,14 @@ CANNOT = "test_what_a_device_cannot_do_is_an_error_that_names_the_alternative"
 LATER = (
     "export.", "model_app.", "data_preprocessing.filter_quality", "data_preprocessing.remove_near_duplicates",
     "data_preprocessing.near_duplicate_threshold", "data_preprocessing.cache_dir",
-    "dataset.allow",
 )  # fmt: skip
 
 PROOFS: dict[str, str] = {
     "base_model.cache_dir": OPENING + "test_cache_dir_is_where_a_model_from_the_hub_is_looked_for",
     "base_model.huggingface_id": PREPARE + "test_a_base_model_that_is_not_there_is_refused",
     "base_model.name": RUN + "test_the_name_of_the_base_is_the_one_that_the_strategy_gives",
+    "dataset.allow": "training/preparation/test_gate.py::"
+    "test_a_row_with_nothing_to_train_on_stops_the_run_before_it_starts",
     "dataset.columns.input": COLUMNS,
     "dataset.columns.instruction": COLUMNS,
     "dataset.columns.messages": COLUMNS,

@@ -10,6 +10,11 @@ from pydantic_core import PydanticCustomError
 
 from llamafarm.strategy.sections.base import AtLeastOne, NotNegativeInt, Section, TextList
 
+FindingName = Literal[
+    "no_supervised_tokens", "answer_without_end", "untrained_control_tokens", "few_supervised_tokens"
+]
+"""What the gate before the first step may find."""
+
 ColumnName = Annotated[str, Field(min_length=1)]
 
 
@@ -55,8 +60,8 @@ class Dataset(Section):
     when_too_long: Literal["drop", "truncate_prompt", "split", "error"] = "drop"
     """What happens to a row above a limit of `data_preprocessing`: left out and counted, its prompt shortened
     from its beginning while the answer stays whole, its turns spread over several rows, or an error."""
-    allow: TextList = ()
-    """Findings of the check before the first step that are accepted, by their names."""
+    allow: Annotated[tuple[FindingName, ...], Field(strict=False)] = ()
+    """Findings of the check of the rows before the first step that are accepted, by their names."""
     shuffle: bool = True
     """Shuffle the rows before `eval_split` sets some aside. False takes the last rows of the file."""
     seed: NotNegativeInt = 42

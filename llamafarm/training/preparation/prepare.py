@@ -20,9 +20,10 @@ from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
 from llamafarm.hardware.process import keep_few_kernels
-from llamafarm.model.hub import ModelSource, find_source
+from llamafarm.model.hub import ModelSource, find_source, local_folder
 from llamafarm.model.load import (
     Base,
+    control_token_texts,
     find_base,
     load_config,
     load_model,
@@ -31,12 +32,14 @@ from llamafarm.model.load import (
     use_tokenizer_threads,
 )
 from llamafarm.model.prompt import build_template
+from llamafarm.model.untrained import find_untrained_tokens
 from llamafarm.planning.fit import MemoryDecision
 from llamafarm.planning.guide.match import most_rows_at_once
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
 from llamafarm.training.loop import Every, LoopPlan
 from llamafarm.training.preparation.batch import settle_batch_size
+from llamafarm.training.preparation.gate import GateFacts, check_gate
 from llamafarm.training.preparation.memory import PreparedRows, settle_method_and_memory
 from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.rows import (
@@ -109,6 +112,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     )
     _check_rows_left(strategy, train_rows, eval_rows, files, limits)
     plan = _settle_loop(strategy, len(train_rows), device, choices, has_evaluation=bool(eval_rows))
+    warnings += _check_gate(strategy, base, tokenizer, template, train_rows, plan, method, str(files[0].path))
     rows = PreparedRows(train_rows, eval_rows, plan, strategy.training_args.per_device_eval_batch_size)
     method, memory = settle_method_and_memory(
         strategy, method, base, source, device, precision.name, rows, choices
@@ -179,6 +183,30 @@ def _check_rows_left(
             where=str(files[-1].path),
             remedy="Give rows that are not trained on and fit max_length, or set eval_strategy: no.",
         )
+
+
+def _check_gate(
+    strategy: Strategy,
+    base: Base,
+    tokenizer: Any,
+    template: ChatTemplate,
+    train_rows: Sequence[EncodedRow],
+    plan: LoopPlan,
+    method: Method,
+    where: str,
+) -> list[str]:
+    """Return what the gate warns of; it raises the error of what blocks."""
+    untrained: dict[int, str] = {}
+    folder = local_folder(base.source, base.cache_dir)
+    if method.type != "full_finetune" and folder is not None:
+        texts = control_token_texts(tokenizer)
+        ids = tokenizer.convert_tokens_to_ids(texts)
+        untrained = find_untrained_tokens(folder, dict(zip(ids, texts, strict=True)))
+    ends = tokenizer.convert_tokens_to_ids(
+        [template.end_of_turn, tokenizer.eos_token or template.end_of_turn]
+    )
+    facts = GateFacts(train_rows, plan, frozenset(ends), untrained)
+    return check_gate(facts, strategy.dataset.allow, where)
 
 
 def base_name_of(loaded: LoadedStrategy) -> str | None:

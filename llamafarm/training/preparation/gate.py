@@ -104,7 +104,7 @@ def _find_few_tokens(facts: GateFacts) -> Iterator[Finding]:
     if per_step < _FEWEST_TOKENS_OF_A_STEP:
         yield Finding(
             "few_supervised_tokens",
-            f"a step has {per_step:.2g} tokens to train on in the mean, so that its gradient is mostly chance",
+            f"a step has {per_step:.2g} tokens to train on in the mean: its gradient is mostly chance",
             "Take more rows in a step: a larger batch or more accumulation.",
             is_blocking=False,
         )

@@ -103,8 +103,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     )
     choices.append(Choice("template", f"answers end with {template.end_of_turn}", template_origin))
 
-    context_length = int(getattr(load_config(base), "max_position_embeddings", 0) or 10**9)
-    limits = limits_of(strategy.data_preprocessing, context_length)
+    limits = limits_of(strategy.data_preprocessing, load_config(base))
     tokenize = _tokenize_with_threads(tokenizer, strategy.training_args.dataloader_num_workers)
     train_rows, eval_rows = (
         encode_rows(part, template, tokenize, strategy.dataset, limits, kind, warnings)

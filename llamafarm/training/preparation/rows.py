@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.corpus import conversation_key, drop_repeats, split_rows
@@ -118,8 +119,9 @@ def _warn_of_leaks(
         )
 
 
-def limits_of(preprocessing: DataPreprocessing, context_length: int) -> Limits:
-    """Return the limits of a strategy for a base model's context length."""
+def limits_of(preprocessing: DataPreprocessing, config: Any) -> Limits:
+    """Return the limits of a strategy for a base model's configuration: its context length is one, too."""
+    context_length = int(getattr(config, "max_position_embeddings", 0) or 10**9)
     max_length = min(preprocessing.max_length or context_length, context_length)
     return Limits(max_length, preprocessing.max_input_length, preprocessing.max_output_length)
 

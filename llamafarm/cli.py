@@ -18,6 +18,8 @@ import typer
 
 from llamafarm import terminal
 from llamafarm.commands.complete import complete
+from llamafarm.commands.data.inspect import inspect
+from llamafarm.commands.data.preview import preview
 from llamafarm.commands.data.split import split
 from llamafarm.commands.doctor import doctor
 from llamafarm.commands.evaluate import evaluate
@@ -78,7 +80,8 @@ data_app = typer.Typer(
 )
 for verb in (setup, plan, train, complete, evaluate, recommend, doctor):
     app.command()(_guard(verb))
-data_app.command()(_guard(split))
+for data_verb in (inspect, preview, split):
+    data_app.command()(_guard(data_verb))
 app.add_typer(data_app, name="data")
 strategies_app = typer.Typer(
     help="List, show and check strategies.",

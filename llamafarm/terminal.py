@@ -7,13 +7,14 @@ else. rich is loaded when something is printed, so that importing this module co
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafarm.errors import LlamaFarmError
+from llamafarm.errors import LlamaFarmError, OutputError
 from llamafarm.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -99,6 +100,50 @@ def result_piece(text: str) -> None:
     """Print a piece of a result that is still being made, such as a streamed answer, to stdout."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+# How pieces of a styled result look.
+_STYLES = {
+    "trained": "bold green",
+    "special": "dim reverse",
+    "trained special": "green reverse",
+    "bold": "bold",
+    "faint": "dim",
+    "": "",
+}
+
+
+@cache
+def _result_console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+def result_has_color() -> bool:
+    """Return whether results are shown in colours: on a terminal that has some, without `NO_COLOR`."""
+    out = _result_console()
+    return out.is_terminal and out.color_system is not None and not out.no_color
+
+
+def result_styled(pieces: Iterable[tuple[str, str]]) -> None:
+    """Print a result to stdout in pieces of text and style, nothing added; styles are those of `_STYLES`."""
+    from rich.text import Text
+
+    out = _result_console()
+    for text, style in pieces:
+        out.print(Text(text, style=_STYLES[style]), end="")
+    sys.stdout.flush()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a result to a file. Raises `OutputError`."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"the file cannot be written: {error.strerror}", where=str(path), remedy="Choose another place."
+        ) from error
 
 
 def result_json(record: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Looking at data as the model will see it, before anything is trained."""

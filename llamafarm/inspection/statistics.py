@@ -1,0 +1,131 @@
+"""A data file in figures: lengths in tokens, what is trained on, repeats, and oddities of the text.
+
+One pass, with a few bytes a row: lengths and the hash of each row's key.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+
+from llamafarm.data.conversation import Conversation
+from llamafarm.data.corpus import conversation_key
+from llamafarm.data.encode import EncodedRow
+
+_MOST_ROWS_NAMED = 5
+_PERCENTILES = (5, 25, 50, 75, 95, 99)
+
+# UTF-8 that was read as Latin-1: the first byte of a character as Ã, Â or â, and what follows it.
+_MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â[\u0080-\u00bf€™œž]")
+_HTML = re.compile(
+    r"</?(?:p|br|div|span|a|li|ul|ol|td|tr|table|h[1-6]|b|i|strong|em)\b[^<>]{0,80}>|&(?:nbsp|amp|lt|gt|quot);",
+    re.I,
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
+_LOOP_WORDS, _LOOPS = 4, 4
+
+
+@dataclass(slots=True)
+class Oddity:
+    """Rows with something odd: how many, and the first of them."""
+
+    num_rows: int = 0
+    first_rows: list[int] = field(default_factory=list)
+
+    def add(self, row_number: int) -> None:
+        """Count a row."""
+        self.num_rows += 1
+        if len(self.first_rows) < _MOST_ROWS_NAMED:
+            self.first_rows.append(row_number)
+
+
+@dataclass(slots=True)
+class Statistics:
+    """The figures of a file. Lengths are in tokens, one for each row that is trained on."""
+
+    num_rows: int
+    lengths: array[int]
+    supervised: array[int]
+    oddities: dict[str, Oddity]
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of all rows."""
+        return sum(self.lengths)
+
+    @property
+    def supervised_share(self) -> float:
+        """Return which part of the tokens is trained on."""
+        return sum(self.supervised) / max(self.num_tokens, 1)
+
+    def percentiles(self) -> dict[str, int]:
+        """Return the shortest, the longest, and the usual percentiles between."""
+        lengths = np.asarray(self.lengths)
+        between = {f"{percent} %": int(np.percentile(lengths, percent)) for percent in _PERCENTILES}
+        return {"shortest": int(lengths.min()), **between, "longest": int(lengths.max())}
+
+    def histogram(self, num_bins: int = 10) -> list[tuple[int, int, int]]:
+        """Return bins as (from, to, rows), of equal width; `to` belongs to the next one, but for the last."""
+        counts, edges = np.histogram(np.asarray(self.lengths), bins=num_bins)
+        return [
+            (round(float(start)), round(float(end)), int(count))
+            for start, end, count in zip(edges[:-1], edges[1:], counts, strict=True)
+        ]
+
+
+def measure_rows(
+    encoded: Iterable[tuple[Conversation, list[EncodedRow]]], max_length: int | None
+) -> Statistics:
+    """Return the figures of rows; those above `max_length` tokens are an oddity."""
+    lengths, supervised = array("q"), array("q")
+    seen: set[bytes] = set()
+    oddities: dict[str, Oddity] = {name: Oddity() for name in (*_ROW_ODDITIES, *_TEXT_ODDITIES)}
+    num_rows = 0
+    for conversation, rows in encoded:
+        num_rows += 1
+        lengths.extend(row.num_tokens for row in rows)
+        supervised.extend(row.num_supervised_tokens for row in rows)
+        key = blake2b(
+            repr(conversation_key(conversation)).encode("utf-8", "replace"), digest_size=12
+        ).digest()
+        found = {
+            "repeats an earlier row": key in seen,
+            "longer than max_length": max_length is not None
+            and any(row.num_tokens > max_length for row in rows),
+            "nothing to train on": not any(row.num_supervised_tokens for row in rows),
+        }
+        seen.add(key)
+        texts = [message.content for message in conversation.messages]
+        found |= {name: any(map(is_odd, texts)) for name, is_odd in _TEXT_ODDITIES.items()}
+        for name, is_there in found.items():
+            if is_there:
+                oddities[name].add(conversation.row_number)
+    return Statistics(num_rows, lengths, supervised, oddities)
+
+
+def _hash_of(conversation: Conversation) -> bytes:
+    return blake2b(repr(conversation_key(conversation)).encode("utf-8", "replace"), digest_size=12).digest()
+
+
+def _repeats_itself(text: str) -> bool:
+    """Return whether some words in a row come again and again, right after each other."""
+    words = text.split()
+    return any(
+        words[start : start + size] * _LOOPS == words[start : start + size * _LOOPS]
+        for size in range(1, _LOOP_WORDS + 1)
+        for start in range(len(words) - size * _LOOPS + 1)
+    )
+
+
+_ROW_ODDITIES = ("repeats an earlier row", "longer than max_length", "nothing to train on")
+_TEXT_ODDITIES: dict[str, Callable[[str], object]] = {
+    "wrongly decoded letters, as Ã© for é": _MOJIBAKE.search,
+    "HTML": _HTML.search,
+    "control characters": _CONTROL.search,
+    "the same words again and again": _repeats_itself,
+}

@@ -18,6 +18,7 @@ import typer
 
 from llamafarm import terminal
 from llamafarm.commands.complete import complete
+from llamafarm.commands.data.clean import clean
 from llamafarm.commands.data.inspect import inspect
 from llamafarm.commands.data.preview import preview
 from llamafarm.commands.data.split import split
@@ -80,7 +81,7 @@ data_app = typer.Typer(
 )
 for verb in (setup, plan, train, complete, evaluate, recommend, doctor):
     app.command()(_guard(verb))
-for data_verb in (inspect, preview, split):
+for data_verb in (inspect, preview, clean, split):
     data_app.command()(_guard(data_verb))
 app.add_typer(data_app, name="data")
 strategies_app = typer.Typer(

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.reading.files import data_files, read_row_texts
+from llamafarm.data.near_duplicates import group_near_duplicates
+from llamafarm.data.reading.files import data_files, read_row_texts, stem_of
 from llamafarm.data.records import read_data_file
 from llamafarm.errors import DataError, InputError, OutputError
 
 Row = TypeVar("Row")
+
+SPLIT_THRESHOLD = 0.85
+"""Rows that are as alike as this, or more, never fall on both sides of a split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +61,23 @@ def split_rows(
     where: str,
     *,
     shuffle: bool = True,
+    strata: Sequence[Hashable] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Return (training rows, evaluation rows), shuffled by `seed`, at least one on each side.
 
     Rows with equal keys land on the training side together, so that nothing is evaluated that was trained
-    on. Raises `DataError` if the file has too few distinct rows for that.
+    on. With `strata`, one for each row, every stratum keeps its share. Raises `DataError` if the file has too
+    few distinct rows for that.
     """
+    draw = random.Random(seed)
     order = list(range(len(rows)))
     if shuffle:
-        random.Random(seed).shuffle(order)
-    num_train_rows = min(max(int(len(rows) * (1 - eval_percent / 100)), 1), len(rows) - 1)
-    train, evaluation = order[:num_train_rows], order[num_train_rows:]
+        draw.shuffle(order)
+    if strata is None:
+        num_train_rows = _num_train_rows(len(rows), eval_percent)
+        train, evaluation = order[:num_train_rows], order[num_train_rows:]
+    else:
+        train, evaluation = _split_strata(order, strata, eval_percent)
     train_keys = {keys[index] for index in train}
     train += [index for index in evaluation if keys[index] in train_keys]
     evaluation = [index for index in evaluation if keys[index] not in train_keys]
@@ -80,11 +90,44 @@ def split_rows(
     return [rows[index] for index in train], [rows[index] for index in evaluation]
 
 
-def split_file(path: Path, *, eval_percent: float, seed: int, output_dir: Path | None = None) -> SplitResult:
-    """Split a JSONL file into `STEM_train.jsonl` and `STEM_eval.jsonl`, beside it or in `output_dir`.
+def _num_train_rows(num_rows: int, eval_percent: float) -> int:
+    return min(max(int(num_rows * (1 - eval_percent / 100)), 1), num_rows - 1)
 
-    Every row is checked first and written as it stood, byte for byte. The same file, percentage and seed
-    give the same bytes on every platform.
+
+def _split_strata(
+    order: Sequence[int], strata: Sequence[Hashable], eval_percent: float
+) -> tuple[list[int], list[int]]:
+    """Return places for training and for evaluation in the given order, each stratum with its share."""
+    places: dict[Hashable, list[int]] = {}
+    for place in order:
+        places.setdefault(strata[place], []).append(place)
+    evaluation: set[int] = set()
+    num_wanted = 0.0
+    for members in places.values():
+        # What rounding leaves over goes to the next stratum: many small ones keep their share together.
+        num_wanted += len(members) * eval_percent / 100
+        num_taken = min(round(num_wanted), len(members))
+        num_wanted -= num_taken
+        evaluation.update(members[len(members) - num_taken :])
+    return [place for place in order if place not in evaluation], [
+        place for place in order if place in evaluation
+    ]
+
+
+def split_file(
+    path: Path,
+    *,
+    eval_percent: float,
+    seed: int,
+    output_dir: Path | None = None,
+    stratify_by: str | None = None,
+) -> SplitResult:
+    """Split a data file into `STEM_train.jsonl` and `STEM_eval.jsonl`, beside it or in `output_dir`.
+
+    Every row is checked first; of a file of lines each is written as it stood, byte for byte. Rows that are
+    the same or nearly so stay together. With `stratify_by`, each value of that column keeps its share, rows
+    without it being a kind of their own. The same file, percentage and seed give the same bytes on every
+    platform.
     """
     if not 0 < eval_percent < 100:
         raise InputError(
@@ -93,26 +136,40 @@ def split_file(path: Path, *, eval_percent: float, seed: int, output_dir: Path |
             remedy="10 is usual; 5 for very small files, 15 to 20 for firmer figures.",
         )
     data = read_data_file(path)
-    lines = [text.encode() for file in data_files(path) for text in read_row_texts(file)]
-    keys = [conversation_key(conversation) for conversation in data.conversations]
-    train_lines, eval_lines = split_rows(lines, keys, eval_percent, seed, str(path))
-    folder = output_dir or path.parent
-    train_file, eval_file = folder / f"{path.stem}_train.jsonl", folder / f"{path.stem}_eval.jsonl"
+    lines = [text for file in data_files(path) for _, text in read_row_texts(file)]
+    keys = group_near_duplicates(data.conversations, SPLIT_THRESHOLD)
+    strata = None if stratify_by is None else _strata_of(lines, stratify_by, path)
+    train_lines, eval_lines = split_rows(lines, keys, eval_percent, seed, str(path), strata=strata)
+    folder, stem = output_dir or path.parent, stem_of(path)
+    train_file, eval_file = folder / f"{stem}_train.jsonl", folder / f"{stem}_eval.jsonl"
     for file, part in ((train_file, train_lines), (eval_file, eval_lines)):
-        _write_lines(file, part)
-    planned = min(max(int(len(lines) * (1 - eval_percent / 100)), 1), len(lines) - 1)
-    return SplitResult(train_file, eval_file, len(train_lines), len(eval_lines), len(train_lines) - planned)
+        write_lines(file, part)
+    num_kept_together = max(len(train_lines) - _num_train_rows(len(lines), eval_percent), 0)
+    return SplitResult(train_file, eval_file, len(train_lines), len(eval_lines), num_kept_together)
 
 
-def _write_lines(path: Path, lines: Sequence[bytes]) -> None:
+def _strata_of(lines: Sequence[str], column: str, path: Path) -> list[str]:
+    """Return each row's value in a column as JSON; rows without it are a stratum of their own."""
+    rows = [json.loads(line) for line in lines]
+    if not any(column in row for row in rows):
+        raise InputError(
+            f"no row has the column {column!r}",
+            where=f"--stratify-by, {path}",
+            remedy="Name a column of the file.",
+        )
+    return [json.dumps(row[column], sort_keys=True) if column in row else "" for row in rows]
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write lines to a file, which is whole or not there. Raises `OutputError`."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(b"".join(line + b"\n" for line in lines))
+        unfinished.write_bytes("".join(line + "\n" for line in lines).encode())
         os.replace(unfinished, path)
     except OSError as error:
         raise OutputError(
-            f"the split cannot be written: {error.strerror}",
+            f"the rows cannot be written: {error.strerror}",
             where=str(path),
-            remedy="Choose another folder with --output-dir.",
+            remedy="Choose another place for them.",
         ) from error

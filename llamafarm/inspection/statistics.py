@@ -5,9 +5,8 @@ One pass, with a few bytes a row: lengths and the hash of each row's key.
 
 from __future__ import annotations
 
-import re
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -16,18 +15,10 @@ import numpy as np
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.corpus import conversation_key
 from llamafarm.data.encode import EncodedRow
+from llamafarm.data.oddities import TEXT_ODDITIES
 
 _MOST_ROWS_NAMED = 5
 _PERCENTILES = (5, 25, 50, 75, 95, 99)
-
-# UTF-8 that was read as Latin-1: the first byte of a character as Ã, Â or â, and what follows it.
-_MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â[\u0080-\u00bf€™œž]")
-_HTML = re.compile(
-    r"</?(?:p|br|div|span|a|li|ul|ol|td|tr|table|h[1-6]|b|i|strong|em)\b[^<>]{0,80}>|&(?:nbsp|amp|lt|gt|quot);",
-    re.I,
-)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
-_LOOP_WORDS, _LOOPS = 4, 4
 
 
 @dataclass(slots=True)
@@ -84,7 +75,7 @@ def measure_rows(
     """Return the figures of rows; those above `max_length` tokens are an oddity."""
     lengths, supervised = array("q"), array("q")
     seen: set[bytes] = set()
-    oddities: dict[str, Oddity] = {name: Oddity() for name in (*_ROW_ODDITIES, *_TEXT_ODDITIES)}
+    oddities: dict[str, Oddity] = {name: Oddity() for name in (*_ROW_ODDITIES, *TEXT_ODDITIES)}
     num_rows = 0
     for conversation, rows in encoded:
         num_rows += 1
@@ -101,7 +92,7 @@ def measure_rows(
         }
         seen.add(key)
         texts = [message.content for message in conversation.messages]
-        found |= {name: any(map(is_odd, texts)) for name, is_odd in _TEXT_ODDITIES.items()}
+        found |= {name: any(map(is_odd, texts)) for name, is_odd in TEXT_ODDITIES.items()}
         for name, is_there in found.items():
             if is_there:
                 oddities[name].add(conversation.row_number)
@@ -112,20 +103,4 @@ def _hash_of(conversation: Conversation) -> bytes:
     return blake2b(repr(conversation_key(conversation)).encode("utf-8", "replace"), digest_size=12).digest()
 
 
-def _repeats_itself(text: str) -> bool:
-    """Return whether some words in a row come again and again, right after each other."""
-    words = text.split()
-    return any(
-        words[start : start + size] * _LOOPS == words[start : start + size * _LOOPS]
-        for size in range(1, _LOOP_WORDS + 1)
-        for start in range(len(words) - size * _LOOPS + 1)
-    )
-
-
 _ROW_ODDITIES = ("repeats an earlier row", "longer than max_length", "nothing to train on")
-_TEXT_ODDITIES: dict[str, Callable[[str], object]] = {
-    "wrongly decoded letters, as Ã© for é": _MOJIBAKE.search,
-    "HTML": _HTML.search,
-    "control characters": _CONTROL.search,
-    "the same words again and again": _repeats_itself,
-}

@@ -14,10 +14,6 @@ from llamafarm.strategy.document import Origin
 _PENDING: dict[str, str] = {
     "export": "this version does not export",
     "model_app": "answers come from transformers",
-    "data_preprocessing.filter_quality": "rows are not judged yet",
-    "data_preprocessing.remove_near_duplicates": "rows are compared exactly",
-    "data_preprocessing.near_duplicate_threshold": "rows are compared exactly",
-    "data_preprocessing.cache_dir": "tokenized rows are not kept",
 }
 
 

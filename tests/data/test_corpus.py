@@ -189,3 +189,46 @@ def test_who_says_something_tells_rows_apart() -> None:
     swapped = Conversation((Message("user", "b"), Message("assistant", "a")), 1)
     keys = {conversation_key(row) for row in (Conversation(turns, 1), with_system, swapped)}
     assert len(keys) == 3
+
+
+def test_each_stratum_keeps_its_share(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    kinds = ["a"] * 60 + ["b"] * 30 + [None] * 10
+    rows = [
+        {"prompt": f"{n} what is {n}", "completion": f"{n}!"} | ({"kind": kind} if kind else {})
+        for n, kind in enumerate(kinds)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    split = split_file(source, eval_percent=20, seed=3, stratify_by="kind")
+    held_out = [json.loads(line).get("kind") for line in lines_of(split.eval_file)]
+    assert Counter(held_out) == {"a": 12, "b": 6, None: 2}
+    assert split.num_train_rows + split.num_eval_rows == 100
+    train = lines_of(split.train_file)
+    assert split_file(source, eval_percent=20, seed=3, stratify_by="kind").num_eval_rows == 20
+    assert lines_of(split.train_file) == train
+    with pytest.raises(InputError, match="no row has the column 'sort'"):
+        split_file(source, eval_percent=20, seed=3, stratify_by="sort")
+
+
+def test_many_small_strata_keep_their_share_together() -> None:
+    rows = list(range(40))
+    train, evaluation = split_rows(rows, rows, 10, 1, "here", strata=[row // 2 for row in rows])
+    assert (len(train), len(evaluation)) == (36, 4)
+
+
+def test_rows_that_are_nearly_the_same_stay_together(tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    text = "the answer is long enough that one word more or less makes hardly any difference to it"
+    pairs = [
+        (f"row {n} asks", f"{n} {n} {n} {text} {n} {n} {n} {end}") for n in range(20) for end in ("", "so")
+    ]
+    source.write_text("question,answer\n" + "".join(f"{question},{answer}\n" for question, answer in pairs))
+    for seed in range(5):
+        split = split_file(source, eval_percent=30, seed=seed)
+        sides = [
+            {json.loads(line)["question"] for line in lines_of(file)}
+            for file in (split.train_file, split.eval_file)
+        ]
+        assert not sides[0] & sides[1]
+        assert split.num_kept_together > 0
+    assert split.train_file.name == "rows_train.jsonl"

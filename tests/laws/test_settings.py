@@ -27,10 +27,7 @@ ANSWERS = "test_a_strategys_generation_settings_are_those_of_the_answers"
 CANNOT = "test_what_a_device_cannot_do_is_an_error_that_names_the_alternative"
 
 # Settings that the exports will act on; until then whoever sets one is told (strategy/pending.py).
-LATER = (
-    "export.", "model_app.", "data_preprocessing.filter_quality", "data_preprocessing.remove_near_duplicates",
-    "data_preprocessing.near_duplicate_threshold", "data_preprocessing.cache_dir",
-)  # fmt: skip
+LATER = ("export.", "model_app.")
 
 PROOFS: dict[str, str] = {
     "base_model.cache_dir": OPENING + "test_cache_dir_is_where_a_model_from_the_hub_is_looked_for",
@@ -83,6 +80,11 @@ PROOFS: dict[str, str] = {
     + "test_a_folder_with_a_run_is_refused_untouched_and_overwritten_if_asked",
     "training_args.per_device_eval_batch_size": RUN + "test_evaluation_packs_have_at_most_the_rows_they_may",
     "data_preprocessing.filter_empty": PREPARE + "test_empty_rows_are_left_out_and_counted_if_asked",
+    "data_preprocessing.filter_quality": PREPARE + "test_rows_of_bad_quality_are_left_out_if_asked",
+    "data_preprocessing.near_duplicate_threshold": PREPARE
+    + "test_rows_that_are_nearly_the_same_are_left_out_if_asked",
+    "data_preprocessing.remove_near_duplicates": PREPARE
+    + "test_rows_that_are_nearly_the_same_are_left_out_if_asked",
     "data_preprocessing.max_input_length": PREPARE + "test_prompts_and_answers_have_limits_of_their_own",
     "data_preprocessing.remove_duplicates": PREPARE
     + "test_repeated_rows_are_dropped_within_and_between_files_if_asked",

@@ -72,8 +72,8 @@ def read_rows(path: Path, hasher: Hash) -> Iterator[NumberedRow]:
         raise DataError(bad.problem, where=str(path), remedy=bad.remedy) from None
 
 
-def read_row_texts(path: Path) -> Iterator[str]:
-    """Yield every row of a file as a line of JSON; of a file of such lines, each as it stands there.
+def read_row_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield every row of a file as a line of JSON, with its number; of a file of such lines, as it stands.
 
     For files that `read_rows` read without an error.
     """
@@ -81,9 +81,15 @@ def read_row_texts(path: Path) -> Iterator[str]:
         if not (stream.peek(4).startswith(_PARQUET_MAGIC) or _kind_suffix(path) in _TABLE_SUFFIXES):
             yield from read_json_texts(stream)
             return
-    for _, row in read_rows(path, hashlib.sha256()):
+    for row_number, row in read_rows(path, hashlib.sha256()):
         if not isinstance(row, BadRowError):
-            yield write_row(row)
+            yield row_number, write_row(row)
+
+
+def stem_of(path: Path) -> str:
+    """Return a data file's name without what says its kind and how it is packed: `a.b` of `a.b.csv.gz`."""
+    packed = path.with_suffix("") if path.suffix.lower() in PACKED_SUFFIXES else path
+    return packed.stem if packed.suffix.lower() in DATA_SUFFIXES else packed.name
 
 
 def _is_data_file(path: Path) -> bool:

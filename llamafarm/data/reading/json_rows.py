@@ -31,16 +31,17 @@ def read_json_rows(stream: io.BufferedReader) -> Iterator[NumberedRow]:
             yield line_number, _row_or_fault(line)
 
 
-def read_json_texts(stream: io.BufferedReader) -> Iterator[str]:
-    """Yield the rows as JSON text: of a file of lines, each as it stands there."""
+def read_json_texts(stream: io.BufferedReader) -> Iterator[tuple[int, str]]:
+    """Yield the rows as JSON text with their numbers: of a file of lines, each as it stands there."""
     is_document, lines = _begin(stream)
     if is_document:
-        rows = (row for _, row in _read_list(_whole_text(lines)) if not isinstance(row, BadRowError))
-        yield from map(write_row, rows)
+        for row_number, row in _read_list(_whole_text(lines)):
+            if not isinstance(row, BadRowError):
+                yield row_number, write_row(row)
         return
-    for _, line in lines:
+    for line_number, line in lines:
         if isinstance(line, str) and line.strip():
-            yield line.strip()
+            yield line_number, line.strip()
 
 
 def write_row(row: Row) -> str:

@@ -87,9 +87,6 @@ class DataPreprocessing(Section):
     """Keep only the first of rows that are nearly the same, found by MinHash over their words."""
     near_duplicate_threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.85
     """How alike rows are that count as nearly the same: which part of their runs of words they share."""
-    cache_dir: str | None = Field(default=None, min_length=1)
-    """Folder that keeps tokenized rows, so that the next start is quick. Unset: `llamafarm` in the user's
-    cache folder."""
     filter_empty: bool = False
     """Leave out rows whose question or answer is empty; they are counted. False makes such a row an error."""
     shuffle: bool = True

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llamafarm.data.cleaning import CleaningRules, clean_rows
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.corpus import conversation_key, drop_repeats, split_rows
+from llamafarm.data.corpus import SPLIT_THRESHOLD, conversation_key, split_rows
 from llamafarm.data.encode import EncodedRow, Tokenize, encode_conversations, encode_separately
 from llamafarm.data.fitting import Limits, fit_rows
+from llamafarm.data.near_duplicates import NearDuplicates, group_near_duplicates
 from llamafarm.data.records import DataFile, ReadOptions, read_data_file
 from llamafarm.data.template import ChatTemplate, TrainedPart
 from llamafarm.errors import StrategyError
@@ -70,8 +72,7 @@ def settle_rows(
     parts = [list(file.conversations) for file in files]
     for file in files:
         warnings += file.warnings()
-    if loaded.strategy.data_preprocessing.remove_duplicates:
-        parts = _without_repeats(parts, warnings)
+    parts = _clean(parts, loaded.strategy.data_preprocessing, warnings)
     if len(parts) == 2:
         if dataset.eval_split is not None:
             choices.append(
@@ -85,38 +86,49 @@ def settle_rows(
     percent = dataset.eval_split * 100 if dataset.eval_split else _RECOMMENDED_EVAL_PERCENT
     why = "dataset.eval_split" if dataset.eval_split else "evaluation is asked for; the guide recommends 10 %"
     choices.append(Choice("evaluation rows", f"{percent:g} % of the training file", why))
-    keys = [conversation_key(conversation) for conversation in parts[0]]
+    keys = group_near_duplicates(parts[0], SPLIT_THRESHOLD)
     train, evaluation = split_rows(
         parts[0], keys, percent, dataset.seed, str(files[0].path), shuffle=dataset.shuffle
     )
     return train, evaluation
 
 
-def _without_repeats(
-    parts: Sequence[Sequence[Conversation]], warnings: list[str]
+def _clean(
+    parts: list[list[Conversation]], preprocessing: DataPreprocessing, warnings: list[str]
 ) -> list[list[Conversation]]:
-    """Drop repeated rows, within each file and between the two; the training file keeps its rows."""
-    kept = [drop_repeats(part) for part in parts]
-    if len(kept) == 2:
-        trained = {conversation_key(conversation) for conversation in kept[0]}
-        kept[1] = [conversation for conversation in kept[1] if conversation_key(conversation) not in trained]
-    num_dropped = sum(map(len, parts)) - sum(map(len, kept))
-    if num_dropped:
-        warnings.append(f"{num_dropped} repeated rows are left out (data_preprocessing.remove_duplicates)")
+    """Return the parts without the rows that the strategy wants left out; what went is said."""
+    threshold = preprocessing.near_duplicate_threshold if preprocessing.remove_near_duplicates else None
+    rules = CleaningRules(preprocessing.remove_duplicates, threshold, preprocessing.filter_quality)
+    kept, left_out = clean_rows(parts, rules)
+    warnings += map(str, left_out)
     return kept
 
 
 def _warn_of_leaks(
     parts: Sequence[Sequence[Conversation]], files: Sequence[DataFile], warnings: list[str]
 ) -> None:
+    """Warn of evaluation rows that are, or nearly are, training rows."""
     trained = {conversation_key(conversation) for conversation in parts[0]}
-    leaked = [row.row_number for row in parts[1] if conversation_key(row) in trained]
+    leaked = [row for row in parts[1] if conversation_key(row) in trained]
     if leaked:
         warnings.append(
-            f"{len(leaked)} evaluation rows are training rows, too, so that their loss flatters: rows "
-            f"{', '.join(map(str, leaked[:5]))} of {files[1].path}; data_preprocessing.remove_duplicates: "
-            "true drops them"
+            f"{len(leaked)} evaluation rows are training rows, too, so that their loss flatters: "
+            f"{_numbers_of(leaked)} of {files[1].path}; data_preprocessing.remove_duplicates: true drops them"
         )
+    seen = NearDuplicates(SPLIT_THRESHOLD)
+    for row in parts[0]:
+        seen.add(row)
+    near = [row for row in parts[1] if conversation_key(row) not in trained and seen.find(row) is not None]
+    if near:
+        warnings.append(
+            f"{len(near)} evaluation rows are nearly training rows, so that their loss flatters: "
+            f"{_numbers_of(near)} of {files[1].path}; data_preprocessing.remove_near_duplicates: true drops "
+            "them"
+        )
+
+
+def _numbers_of(rows: Sequence[Conversation]) -> str:
+    return f"rows {', '.join(str(row.row_number) for row in rows[:5])}{', …' if len(rows) > 5 else ''}"
 
 
 def limits_of(preprocessing: DataPreprocessing, config: Any) -> Limits:

@@ -111,7 +111,7 @@ def test_the_same_rows_come_from_every_kind_of_file(tmp_path: Path, name: str, s
     assert reader.format_name == "question-answer"
     assert reader.sha256 == hashlib.sha256(content).hexdigest()
     assert path.read_bytes() == content
-    assert [json.loads(text) for text in read_row_texts(path)] == ROWS
+    assert [json.loads(text) for _, text in read_row_texts(path)] == ROWS
 
 
 def test_lines_are_given_back_as_they_stand(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_lines_are_given_back_as_they_stand(tmp_path: Path) -> None:
         gzip.compress(b'{ "question":"q" , "answer":"a"}\r\n\n{"question": "\\u00e9", "answer": "a"}')
     )
     assert list(read_row_texts(path)) == [
-        '{ "question":"q" , "answer":"a"}',
-        '{"question": "\\u00e9", "answer": "a"}',
+        (1, '{ "question":"q" , "answer":"a"}'),
+        (3, '{"question": "\\u00e9", "answer": "a"}'),
     ]
 
 

@@ -103,7 +103,8 @@ def test_repeated_rows_are_dropped_within_and_between_files_if_asked(load: Load,
     rows = [*train, train[0]], [*evaluation, evaluation[2], train[1]]
     prepared = prepare(load(*rows, data_preprocessing__remove_duplicates=True))
     assert (numbers(prepared.train_rows), numbers(prepared.eval_rows)) == ({1, 2, 3, 4}, {1, 2, 3})
-    assert prepared.warnings == ["3 repeated rows are left out (data_preprocessing.remove_duplicates)"]
+    (warning,) = prepared.warnings
+    assert warning.startswith("3 rows are left out, because they repeat earlier rows: rows 5, 4, 5 (")
     assert len(prepare(load(*rows)).train_rows) == 5
 
 
@@ -259,3 +260,26 @@ def test_rows_that_are_too_long_are_treated_as_the_strategy_says(load: Load, mak
     assert kept("truncate_prompt") == {1, 2, 3}
     with pytest.raises(DataError, match="max_length is 60"):
         kept("error")
+
+
+def test_rows_that_are_nearly_the_same_are_left_out_if_asked(load: Load, make_rows: MakeRows) -> None:
+    rows = make_rows(4, words=(20, 30))
+    nearly = rows[1] | {"output": rows[1]["output"].removesuffix(".") + "!"}
+    with_it = [*rows, nearly]
+    assert len(prepare(load(with_it)).train_rows) == 5
+    asked = {"data_preprocessing.remove_near_duplicates": True}
+    prepared = prepare(load(with_it, **asked))
+    assert numbers(prepared.train_rows) == {1, 2, 3, 4}
+    assert any("nearly the same" in warning for warning in prepared.warnings)
+    strict = {"data_preprocessing.near_duplicate_threshold": 1.0}
+    assert len(prepare(load(with_it, **asked, **strict)).train_rows) == 5
+    leaked = prepare(load(rows, [nearly, *make_rows(2, seed=1)]))
+    assert any("1 evaluation rows are nearly training rows" in warning for warning in leaked.warnings)
+
+
+def test_rows_of_bad_quality_are_left_out_if_asked(load: Load, make_rows: MakeRows) -> None:
+    rows = [*make_rows(4), {"instruction": "What is it?", "output": "TODO"}]
+    assert len(prepare(load(rows)).train_rows) == 5
+    prepared = prepare(load(rows, data_preprocessing__filter_quality=True))
+    assert numbers(prepared.train_rows) == {1, 2, 3, 4}
+    assert any("data_preprocessing.filter_quality: placeholder" in warning for warning in prepared.warnings)

@@ -1,0 +1,96 @@
+"""Near-duplicates: none below the threshold, hardly one missed above it, the same on every platform."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamafarm.data.conversation import Conversation, Message
+from llamafarm.data.near_duplicates import NearDuplicates, _shingles_of, _signature_of, group_near_duplicates
+
+WORDS = [f"w{number}" for number in range(400)]
+
+
+def row(text: str, answer: str = "") -> Conversation:
+    return Conversation((Message("user", text), Message("assistant", answer)), 1)
+
+
+def likeness(one: Conversation, other: Conversation) -> float:
+    """The share of three-word runs that both have, counted with plain sets."""
+
+    def runs(conversation: Conversation) -> set[tuple[str, ...]]:
+        text = " \x1f ".join(f"{turn.content} {turn.input}" for turn in conversation.messages)
+        words = text.casefold().split()
+        return {tuple(words[start : start + 3]) for start in range(max(len(words) - 2, 1))}
+
+    return len(runs(one) & runs(other)) / len(runs(one) | runs(other))
+
+
+def planted(num_pairs: int, threshold: float, seed: int = 0) -> list[tuple[Conversation, Conversation]]:
+    """Pairs that are just as alike as the threshold asks, or a little more."""
+    draw = random.Random(seed)
+    pairs = []
+    while len(pairs) < num_pairs:
+        words = draw.choices(WORDS, k=draw.randint(40, 120))
+        changed = list(words)
+        for place in draw.sample(range(len(words)), draw.randint(1, 8)):
+            changed[place] = draw.choice(WORDS)
+        pair = row(" ".join(words)), row(" ".join(changed))
+        if threshold <= likeness(*pair) < threshold + 0.1:
+            pairs.append(pair)
+    return pairs
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.75, 0.85])
+def test_pairs_at_the_threshold_are_found(threshold: float) -> None:
+    pairs = planted(300, threshold)
+    num_found = sum(group_near_duplicates(pair, threshold) == [0, 0] for pair in pairs)
+    assert num_found >= 297
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12), min_size=2, max_size=8),
+    threshold=st.sampled_from([0.5, 0.7, 0.9, 1.0]),
+)
+def test_no_pair_below_the_threshold_is_called_alike(texts: list[list[str]], threshold: float) -> None:
+    rows = [row(" ".join(words)) for words in texts]
+    for place, first in enumerate(group_near_duplicates(rows, threshold)):
+        assert first <= place
+        assert likeness(rows[first], rows[place]) >= threshold - 1e-9
+
+
+def test_case_and_white_space_make_no_difference_and_order_does() -> None:
+    same = [row("One two  three four\nfive"), row("one TWO three four five"), row("five four three two one")]
+    assert group_near_duplicates(same, 1.0) == [0, 0, 2]
+
+
+def test_languages_without_blanks_are_compared_by_characters() -> None:
+    text = "これは糖尿病の症状についての説明であり、喉の渇きや疲労などが含まれますので注意してください" * 2
+    assert group_near_duplicates([row(text), row(text[:-1] + "！"), row(text[::-1])], 0.85) == [0, 0, 2]
+
+
+@pytest.mark.parametrize("text", ["", "a", "a b", " "])
+def test_short_texts_have_a_shingle_too(text: str) -> None:
+    assert len(_shingles_of(text)) == 1
+    assert group_near_duplicates([row(text), row(text), row("c")], 0.85) == [0, 0, 2]
+
+
+def test_the_hashes_are_the_same_on_every_platform() -> None:
+    shingles = _shingles_of("what does asthma affect? asthma affects the airways.")
+    assert shingles.tolist()[:2] == [2948341153922522097, 4486226754251884941]
+    assert _signature_of(shingles).tolist()[:3] == [652640372, 197402690, 170682983]
+
+
+def test_finding_keeps_nothing_and_adding_does() -> None:
+    seen = NearDuplicates(0.85)
+    assert seen.find(row("a b c d")) is None
+    assert seen.find(row("a b c d")) is None
+    assert seen.add(row("a b c d")) == 0
+    assert seen.find(row("a b c d")) == 0
+    assert not seen.add_if_new(row("a b c d"))
+    assert seen.add_if_new(row("e f g h"))
+    assert seen.add(row("e f g h")) == 2

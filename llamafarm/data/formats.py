@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamafarm.data.conversation import TEXT, Message
-from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row, shorten
+from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row, shorten, show_keys
 from llamafarm.data.turns import read_turns
 
 
@@ -32,7 +32,7 @@ def rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
     missing = [column for column in columns.values() if column not in row]
     if missing:
         raise BadRowError(
-            f"the row has no column {shorten(missing[0])}; it has {', '.join(map(shorten, row)) or 'none'}",
+            f"the row has no column {shorten(missing[0])}; it has {show_keys(row)}",
             "Correct dataset.columns.",
         )
     return {name: row[column] for name, column in columns.items()}
@@ -47,7 +47,7 @@ def detect_format(row: Row) -> RowFormat:
         return (whole or partial)[0]
     known = "; ".join(", ".join(sorted(row_format.keys)) for row_format in FORMATS)
     raise BadRowError(
-        f"no known form of row has the keys {', '.join(map(repr, row)) or '(none)'}",
+        f"no known form of row has the keys {show_keys(row)}",
         f"Use rows with the keys of one of these forms ({known}), or name the columns in dataset.columns.",
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamafarm.data.conversation import Message
-from llamafarm.data.reading.bad_row import BadRowError, shorten
+from llamafarm.data.reading.bad_row import BadRowError, shorten, show_keys
 
 # How the tools of the field name who speaks.
 _ROLES = {
@@ -38,7 +38,7 @@ def _read_turn(turn: Mapping[str, Any]) -> Message:
     role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
     if role_key not in turn:
         raise BadRowError(
-            f"a turn has the keys {', '.join(map(repr, turn)) or '(none)'}, and none says who speaks",
+            f"a turn has the keys {show_keys(turn)}, and none says who speaks",
             'Use {"role": "user", "content": "…"}.',
         )
     named = turn[role_key]

@@ -9,6 +9,8 @@ Row = Mapping[str, Any]
 # A row with its number from 1, or what is wrong with it.
 NumberedRow = tuple[int, "Row | BadRowError"]
 
+_MOST_KEYS_SHOWN = 12
+
 
 class BadRowError(Exception):
     """What is wrong with a row and what to try."""
@@ -26,3 +28,9 @@ class EmptyTurnError(BadRowError):
 def shorten(text: str, most: int = 60) -> str:
     """Return a text as it is quoted in an error: its beginning, with nothing that a terminal acts on."""
     return repr(text[:most]) + ("…" if len(text) > most else "")
+
+
+def show_keys(row: Row) -> str:
+    """Return the keys of a row as they are named in an error: the first ones, each shortened."""
+    shown = ", ".join(shorten(key, 30) for key in list(row)[:_MOST_KEYS_SHOWN])
+    return (shown or "(none)") + (", …" if len(row) > _MOST_KEYS_SHOWN else "")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NoReturn
 
-from llamafarm.data.reading.bad_row import BadRowError, NumberedRow, Row, shorten
+from llamafarm.data.reading.bad_row import BadRowError, NumberedRow, Row, shorten, show_keys
 from llamafarm.data.reading.streams import NumberedLine, iterate_text_lines
 
 # A list has to be held whole, as text and as objects.
@@ -118,7 +118,7 @@ def _read_list(text: str) -> Iterator[NumberedRow]:
         lists = [key for key, value in document.items() if isinstance(value, list)]
         if len(lists) != 1 or not all(isinstance(row, dict) for row in document[lists[0]]):
             raise BadRowError(
-                f"the file is one JSON object, with the keys {', '.join(map(repr, document)) or '(none)'}",
+                f"the file is one JSON object, with the keys {show_keys(document)}",
                 "Write one JSON object on each line (JSONL), or one list of objects.",
             )
         document = document[lists[0]]

@@ -131,4 +131,5 @@ def _iterate_utf_16(stream: io.BufferedReader, encoding: str) -> Iterator[tuple[
             f"after line {line_number} the text is not {encoding.upper()}: {error.reason}", "Save as UTF-8."
         ) from None
     finally:
-        text.detach()
+        if not stream.closed:  # whoever stops early has closed it
+            text.detach()

@@ -61,7 +61,7 @@ def read_parquet_rows(path: Path) -> Iterator[NumberedRow]:
                 for row in rows:
                     row_number += 1
                     yield row_number, row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # Thrift's are OSErrors
         reason = str(error).partition("\n")[0]
         raise BadRowError(
             f"after row {row_number} the Parquet file cannot be read: {shorten(reason, 120)}",

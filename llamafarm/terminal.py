@@ -43,10 +43,10 @@ def shows(level: str) -> bool:
 
 @cache
 def console() -> Console:
-    """Return the one console for messages: stderr, no markup in what is printed."""
+    """Return the one console for messages: stderr, what is printed as it stands: no markup, no `:x:`."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def say(line: str = "") -> None:
@@ -117,7 +117,7 @@ _STYLES = {
 def _result_console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def result_has_color() -> bool:

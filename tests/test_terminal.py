@@ -14,7 +14,9 @@ from llamafarm.errors import DataError, LlamaFarmError, MachineError
 
 Captured = pytest.CaptureFixture[str]
 
-ERROR = DataError("the row is 'no' [bold]good[/bold]", where="data/rows.jsonl:7", remedy="Write “yes” there.")
+ERROR = DataError(
+    "the row is 'no' [bold]good[/bold] :x:", where="data/rows.jsonl:7", remedy="Write “yes” there."
+)
 
 
 @pytest.fixture(autouse=True)

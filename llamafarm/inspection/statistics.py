@@ -60,12 +60,16 @@ class Statistics:
         between = {f"{percent} %": int(np.percentile(lengths, percent)) for percent in _PERCENTILES}
         return {"shortest": int(lengths.min()), **between, "longest": int(lengths.max())}
 
-    def histogram(self, num_bins: int = 10) -> list[tuple[int, int, int]]:
-        """Return bins as (from, to, rows), of equal width; `to` belongs to the next one, but for the last."""
-        counts, edges = np.histogram(np.asarray(self.lengths), bins=num_bins)
+    def histogram(self, most_bins: int = 10) -> list[tuple[int, int, int]]:
+        """Return bins as (shortest, longest, rows), of equal width but for the last; all rows are in one."""
+        lengths = np.asarray(self.lengths)
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        width = -(-(longest - shortest + 1) // most_bins)
+        starts = range(shortest, longest + 1, width)
+        counts, _ = np.histogram(lengths, bins=[*starts, longest + 1])
         return [
-            (round(float(start)), round(float(end)), int(count))
-            for start, end, count in zip(edges[:-1], edges[1:], counts, strict=True)
+            (start, min(start + width - 1, longest), int(count))
+            for start, count in zip(starts, counts, strict=True)
         ]
 
 

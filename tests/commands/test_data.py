@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def test_a_file_in_figures(data: Callable[..., Path], capsys: pytest.CaptureFixt
     assert (record["num_rows"], record["num_bad_rows"]) == (8, 0)
     assert sum(part["rows"] for part in record["length_histogram"]) == 8
     assert 0 < record["supervised_share"] < 1
+    bins = record["length_histogram"]
+    assert (bins[0]["from"], bins[-1]["to"]) == tuple(
+        record["length_percentiles"][end] for end in ("shortest", "longest")
+    )
+    assert all(part["from"] == before["to"] + 1 for before, part in pairwise(bins))
     assert record["length_percentiles"]["shortest"] <= record["length_percentiles"]["50 %"]
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
@@ -98,6 +104,14 @@ def test_rows_are_shown_as_the_model_sees_them(
     preview(data(GOOD), row_numbers="3,8", settings=settings, strategy="quick_experiment")
     said = capsys.readouterr().out
     assert [f"row {number}" in said for number in (1, 3, 7, 8)] == [False, True, False, True]
+
+
+def test_rows_that_cannot_be_read_are_passed_over(
+    data: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    preview(data(GOOD[:1], "{\n", json.dumps(GOOD[1]) + "\n"), num_rows=5)
+    said = capsys.readouterr().out
+    assert "row 1" in said and "row 3" in said and "row 2" not in said
 
 
 def test_colours_take_the_place_of_brackets(

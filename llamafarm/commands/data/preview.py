@@ -30,14 +30,18 @@ def preview(
 ) -> None:
     """Show rows exactly as the model will see them: what is trained on, and every special token.
 
-    Without a strategy the embedded model's tokenizer and template are used.
+    Rows that cannot be read are passed over; `data inspect` lists them. Without a strategy the embedded
+    model's tokenizer and template are used.
     """
+    from dataclasses import replace
+
     from llamafarm.inspection.page import write_page
     from llamafarm.inspection.pieces import merge_pieces, split_into_pieces
 
     set_mode(prints_json=False)
     wanted = _read_numbers(row_numbers)
     reader, encoder, _ = open_data(file, strategy, strategy_file, settings)
+    reader.options = replace(reader.options, skips_bad_rows=True)
     rows = (row for row in reader if wanted is None or row.row_number in wanted)
     shown: list[tuple[str, str, list[Piece]]] = []
     for conversation, encoded in encoder.encode(rows):

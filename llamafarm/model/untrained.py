@@ -66,7 +66,7 @@ def _find_embedding(folder: Path) -> tuple[Path, str] | None:
                 names = [name for name in weights.keys() if name.endswith(_EMBEDDING_ENDS)]  # noqa: SIM118
         except SafetensorError as error:
             raise ModelError(
-                f"the weights cannot be read: {error}", where=str(file), remedy="Fetch the model again."
+                f"the weights cannot be loaded: {error}", where=str(file), remedy="Fetch the model again."
             ) from None
         if names:
             return file, names[0]

@@ -48,7 +48,7 @@ def test_ids_beyond_the_embedding_are_left_to_others(tmp_path: Path) -> None:
 
 def test_damaged_weights_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         find_untrained_tokens(tmp_path, TEXTS)
 
 

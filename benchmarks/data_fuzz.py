@@ -30,7 +30,7 @@ from typing import Any
 
 from llamafarm import terminal
 from llamafarm.data.reading.files import read_row_texts
-from llamafarm.data.records import ReadOptions, read_data_file
+from llamafarm.data.reading.records import ReadOptions, read_data_file
 from llamafarm.errors import DataError
 
 MAX_SECONDS = 5.0

@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamafarm.data.corpus import split_file
+from llamafarm.data.selection.corpus import split_file
 from tools.write_corpus import fill_in, load_health
 
 FOLDER = Path(__file__).parent.parent / "demos" / "datasets" / "medical"

@@ -35,7 +35,7 @@ def evaluate(
     is_quiet: IsQuiet = False,
 ) -> None:
     """Measure the trained model on held-out rows, its base beside it."""
-    from llamafarm.data.records import ReadOptions, read_data_file
+    from llamafarm.data.reading.records import ReadOptions, read_data_file
     from llamafarm.errors import InputError
     from llamafarm.evaluation.evaluate import evaluate_model
     from llamafarm.strategy.load import resolve_path

@@ -147,7 +147,7 @@ def find_examples(
             where="--dataset, --num-examples, --length",
             remedy="Give either the file or the figures.",
         )
-    from llamafarm.data.records import read_data_file
+    from llamafarm.data.reading.records import read_data_file
 
     rows = read_data_file(dataset).conversations
     longest, how = _longest(rows, tokenizer_folder)

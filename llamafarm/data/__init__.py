@@ -1,7 +1,7 @@
-"""Data to tokens.
+"""Data to tokens, along its flow.
 
-A file becomes conversations (`records`), is cleaned and split (`corpus`), is rendered by one template
-(`template`), becomes token ids with supervision marks (`encode`), and packs (`pack`).
+Files become conversations (`reading`), some of which are left out or set apart (`selection`), and the rest
+token ids with supervision marks, kept in a cache and cut into packs (`encoding`).
 
-`records` and `corpus` load without torch; the rest stand a floor higher.
+`reading` and `selection` load without torch; `encoding` stands a floor higher.
 """

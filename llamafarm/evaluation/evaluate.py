@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from llamafarm import terminal
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.encode import encode_conversations
-from llamafarm.data.pack import Pack, pack_rows
+from llamafarm.data.encoding.encode import encode_conversations
+from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.errors import DataError
 from llamafarm.evaluation.answers import AnswersResult, score_answers
 from llamafarm.evaluation.loss import LossResult, measure_loss

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llamafarm.data.pack import Pack
+from llamafarm.data.encoding.pack import Pack
 from llamafarm.kernels.loss import sum_cross_entropy
 from llamafarm.model.forward import supervised_logits
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from transformers.generation.streamers import BaseStreamer
 
 from llamafarm.data.conversation import Message
-from llamafarm.data.template import ChatTemplate
+from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.errors import InputError
 
 # What a decoder gives for bytes that are not yet a whole character.

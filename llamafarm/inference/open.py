@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llamafarm import terminal
-from llamafarm.data.template import ChatTemplate
+from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.inference.generate import Answerer, GenerationSettings
 from llamafarm.model.adapter import is_removable, load_adapter
 from llamafarm.model.bundle import Bundle, open_bundle

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.encode import EncodedRow, encode_separately
-from llamafarm.data.template import EVERY_ANSWER, ChatTemplate, TrainedPart
+from llamafarm.data.encoding.encode import EncodedRow, encode_separately
+from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, TrainedPart
 from llamafarm.model.load import Base, load_tokenizer, tokenize_with
 from llamafarm.model.prompt import build_template
 

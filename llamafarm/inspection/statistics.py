@@ -13,9 +13,9 @@ from hashlib import blake2b
 import numpy as np
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.corpus import conversation_key
-from llamafarm.data.encode import EncodedRow
-from llamafarm.data.oddities import TEXT_ODDITIES
+from llamafarm.data.encoding.encode import EncodedRow
+from llamafarm.data.selection.corpus import conversation_key
+from llamafarm.data.selection.oddities import TEXT_ODDITIES
 
 _MOST_ROWS_NAMED = 5
 _PERCENTILES = (5, 25, 50, 75, 95, 99)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llamafarm.data.template import ChatTemplate
+from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.errors import ModelError
 from llamafarm.model.load import Base, find_base, load_tokenizer
 from llamafarm.model.prompt import template_from_source

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-from llamafarm.data.pack import Pack
+from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import ModelError
 from llamafarm.kernels.attention import attend_within_documents
 

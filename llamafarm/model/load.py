@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from llamafarm.data.encode import Tokenize
+from llamafarm.data.encoding.encode import Tokenize
 from llamafarm.errors import ModelError
 from llamafarm.model.hub import find_source
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamafarm.data.prompt_format import compile_prompt_template, with_default_system
-from llamafarm.data.template import ChatTemplate
+from llamafarm.data.encoding.prompt_format import compile_prompt_template, with_default_system
+from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.model.load import adds_bos, control_token_texts, special_token_texts
 
 PLAIN_FORMAT = "User: {input}\nAssistant: {output}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from llamafarm.data.encode import EncodedRow
-from llamafarm.data.pack import pack_rows
+from llamafarm.data.encoding.encode import EncodedRow
+from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.hardware.speed import measure_matmul_flops
 from llamafarm.planning.duration import (
     EFFICIENCY,

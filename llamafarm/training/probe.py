@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from llamafarm.data.pack import Pack, pack_rows
+from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.hardware.process import return_freed_memory
 from llamafarm.kernels.dropout import DropoutPlan

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from llamafarm import terminal
-from llamafarm.data.pack import Pack, pack_rows
+from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.evaluation.loss import LossResult, measure_loss
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.kernels.dropout import DropoutPlan

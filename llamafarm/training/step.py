@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llamafarm.data.pack import Pack
+from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import NonFiniteError
 from llamafarm.kernels.loss import sum_cross_entropy
 

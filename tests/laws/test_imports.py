@@ -29,8 +29,8 @@ LOW_FLOORS = [
     "planning",
     "hardware",
     "data.conversation",
-    "data.records",
-    "data.corpus",
+    "data.reading.records",
+    "data.selection.corpus",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamafarm.data.pack import Pack
+from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import MachineError
 from llamafarm.kernels.loss import sum_cross_entropy
 from llamafarm.model import quantized

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from llamafarm.data.pack import Pack
+from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import ModelError
 from llamafarm.kernels.loss import sum_cross_entropy
 from llamafarm.model.adapter import AdapterSettings, attach_adapter

@@ -36,8 +36,8 @@ def clean(
     The file itself stays as it is. A strategy does the same by data_preprocessing.remove_duplicates,
     remove_near_duplicates and filter_quality.
     """
-    from llamafarm.data.cleaning import CleaningRules, clean_file
     from llamafarm.data.reading.files import stem_of
+    from llamafarm.data.selection.cleaning import CleaningRules, clean_file
     from llamafarm.strict_json import to_json
 
     set_mode(prints_json=prints_json)

@@ -12,7 +12,7 @@ from llamafarm.commands.data.opening import open_data
 from llamafarm.commands.options import PrintsJson, Settings, StrategyFile, StrategyName, set_mode
 
 if TYPE_CHECKING:
-    from llamafarm.data.records import DataReader
+    from llamafarm.data.reading.records import DataReader
     from llamafarm.inspection.statistics import Statistics
 
 _BAR_WIDTH = 40

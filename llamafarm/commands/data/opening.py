@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llamafarm.commands.options import load_with_options
 
 if TYPE_CHECKING:
-    from llamafarm.data.records import DataReader
+    from llamafarm.data.reading.records import DataReader
     from llamafarm.inspection.encoder import RowEncoder
 
 
@@ -20,8 +20,8 @@ def open_data(
 
     Without a strategy: the embedded model's tokenizer, and its template.
     """
-    from llamafarm.data.records import DataReader, ReadOptions
-    from llamafarm.data.template import TrainedPart
+    from llamafarm.data.encoding.template import TrainedPart
+    from llamafarm.data.reading.records import DataReader, ReadOptions
     from llamafarm.inspection.encoder import open_encoder
     from llamafarm.model.load import find_base
     from llamafarm.training.preparation.prepare import base_name_of

@@ -31,7 +31,7 @@ def split(
     """
     from dataclasses import asdict
 
-    from llamafarm.data.corpus import split_file
+    from llamafarm.data.selection.corpus import split_file
 
     set_mode(prints_json=prints_json)
     made = split_file(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamafarm.data.encode import EncodedRow
+from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.errors import DataError
 from llamafarm.strategy.sections.data import FindingName
 from llamafarm.training.loop import LoopPlan

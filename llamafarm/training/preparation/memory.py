@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llamafarm.data.encode import EncodedRow
-from llamafarm.data.pack import pack_rows
+from llamafarm.data.encoding.encode import EncodedRow
+from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.errors import MachineError
 from llamafarm.hardware.device import Device, available_memory_bytes
 from llamafarm.hardware.process import can_return_freed_memory, resident_memory_bytes

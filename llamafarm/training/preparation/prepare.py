@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from llamafarm.data.encode import EncodedRow, Tokenize
-from llamafarm.data.fitting import Limits
-from llamafarm.data.records import DataFile
-from llamafarm.data.template import ChatTemplate
+from llamafarm.data.encoding.encode import EncodedRow, Tokenize
+from llamafarm.data.encoding.fitting import Limits
+from llamafarm.data.encoding.template import ChatTemplate
+from llamafarm.data.reading.records import DataFile
 from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision

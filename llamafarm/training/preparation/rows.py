@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llamafarm.data.cleaning import CleaningRules, clean_rows
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.corpus import SPLIT_THRESHOLD, conversation_key, split_rows
-from llamafarm.data.encode import EncodedRow, Tokenize, encode_conversations, encode_separately
-from llamafarm.data.fitting import Limits, fit_rows
-from llamafarm.data.near_duplicates import NearDuplicates, group_near_duplicates
-from llamafarm.data.records import DataFile, ReadOptions, read_data_file
-from llamafarm.data.template import ChatTemplate, TrainedPart
+from llamafarm.data.encoding.encode import EncodedRow, Tokenize, encode_conversations, encode_separately
+from llamafarm.data.encoding.fitting import Limits, fit_rows
+from llamafarm.data.encoding.template import ChatTemplate, TrainedPart
+from llamafarm.data.reading.records import DataFile, ReadOptions, read_data_file
+from llamafarm.data.selection.cleaning import CleaningRules, clean_rows
+from llamafarm.data.selection.corpus import SPLIT_THRESHOLD, conversation_key, split_rows
+from llamafarm.data.selection.near_duplicates import NearDuplicates, group_near_duplicates
 from llamafarm.errors import StrategyError
 from llamafarm.strategy.load import LoadedStrategy, resolve_path
 from llamafarm.strategy.schema import DataPreprocessing, Dataset, EpochRange, Strategy

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from llamafarm.data.reading.files import read_row_texts
-from llamafarm.data.records import DataReader, ReadOptions, read_data_file
+from llamafarm.data.reading.records import DataReader, ReadOptions, read_data_file
 from llamafarm.errors import DataError
 
 ROWS = [

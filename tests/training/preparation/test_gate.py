@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from llamafarm.data.encode import EncodedRow
+from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.errors import DataError
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.sections.data import FindingName

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from llamafarm.data.template import DEFAULT_JOINER
+from llamafarm.data.encoding.template import DEFAULT_JOINER
 from llamafarm.errors import TemplateError
 
 

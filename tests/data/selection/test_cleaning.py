@@ -11,9 +11,9 @@ import pytest
 
 from llamafarm import terminal
 from llamafarm.commands.data.clean import clean
-from llamafarm.data.cleaning import CleaningRules, clean_rows
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.quality import RULES, filter_quality
+from llamafarm.data.selection.cleaning import CleaningRules, clean_rows
+from llamafarm.data.selection.quality import RULES, filter_quality
 from llamafarm.errors import InputError, OutputError
 
 

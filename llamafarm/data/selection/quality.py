@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.oddities import HTML, TEXT_ODDITIES, WRONG_LETTERS, repeats_itself
+from llamafarm.data.selection.oddities import HTML, TEXT_ODDITIES, WRONG_LETTERS, repeats_itself
 
 _MOST_ROWS_NAMED = 5
 # An answer of fewer words may end as it likes: a name, a number, a list.

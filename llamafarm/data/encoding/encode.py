@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.template import EVERY_ANSWER, ChatTemplate, Rendering, TrainedPart
+from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, Rendering, TrainedPart
 from llamafarm.errors import TemplateError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.corpus import conversation_key, drop_repeats, split_file, split_rows
+from llamafarm.data.selection.corpus import conversation_key, drop_repeats, split_file, split_rows
 from llamafarm.errors import DataError, InputError, OutputError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llamafarm.data.conversation import TEXT, Message
 from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row, shorten, show_keys
-from llamafarm.data.turns import read_turns
+from llamafarm.data.reading.turns import read_turns
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.corpus import conversation_key, drop_repeats, write_lines
-from llamafarm.data.near_duplicates import NearDuplicates
-from llamafarm.data.quality import filter_quality
 from llamafarm.data.reading.files import read_row_texts
-from llamafarm.data.records import BadRow, ReadOptions, read_data_file
+from llamafarm.data.reading.records import BadRow, ReadOptions, read_data_file
+from llamafarm.data.selection.corpus import conversation_key, drop_repeats, write_lines
+from llamafarm.data.selection.near_duplicates import NearDuplicates
+from llamafarm.data.selection.quality import filter_quality
 from llamafarm.errors import InputError
 
 # Of the strategy, whose settings ask for what is left out.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.near_duplicates import group_near_duplicates
 from llamafarm.data.reading.files import data_files, read_row_texts, stem_of
-from llamafarm.data.records import read_data_file
+from llamafarm.data.reading.records import read_data_file
+from llamafarm.data.selection.near_duplicates import group_near_duplicates
 from llamafarm.errors import DataError, InputError, OutputError
 
 Row = TypeVar("Row")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.prompt_format import compile_prompt_template, with_default_system
-from llamafarm.data.template import ChatTemplate, TrainedPart
+from llamafarm.data.encoding.prompt_format import compile_prompt_template, with_default_system
+from llamafarm.data.encoding.template import ChatTemplate, TrainedPart
 from llamafarm.errors import TemplateError
 
 BOS, EOS = "<s>", "</s>"

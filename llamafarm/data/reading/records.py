@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.formats import (
+from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row
+from llamafarm.data.reading.files import data_files, read_rows
+from llamafarm.data.reading.formats import (
     FORMATS,
     RowFormat,
     check_keys,
@@ -21,8 +23,6 @@ from llamafarm.data.formats import (
     read_tools,
     rename_columns,
 )
-from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row
-from llamafarm.data.reading.files import data_files, read_rows
 from llamafarm.errors import DataError
 from llamafarm.strategy.sections.data import DataPreprocessing, Dataset
 

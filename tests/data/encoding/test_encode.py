@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encode import EncodedRow, encode_conversations
-from llamafarm.data.template import ChatTemplate
+from llamafarm.data.encoding.encode import EncodedRow, encode_conversations
+from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.errors import TemplateError
 from llamafarm.model.load import Base, load_tokenizer, tokenize_with
 from llamafarm.model.prompt import build_template
 
-SHARED_MODELS = Path(__file__).parents[3] / "shared" / "models"
+SHARED_MODELS = Path(__file__).parents[4] / "shared" / "models"
 FORMAT = "Question: {input}\nAnswer: {output}"
 
 ONE_TURN = Message("user", "What is asthma?"), Message("assistant", "A disease of the lungs.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encode import EncodedRow
+from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.errors import DataError
 
 WhenTooLong = Literal["drop", "truncate_prompt", "split", "error"]

@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.near_duplicates import NearDuplicates, _shingles_of, _signature_of, group_near_duplicates
+from llamafarm.data.selection.near_duplicates import (
+    NearDuplicates,
+    _shingles_of,
+    _signature_of,
+    group_near_duplicates,
+)
 
 WORDS = [f"w{number}" for number in range(400)]
 

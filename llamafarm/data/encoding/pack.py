@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llamafarm.data.encode import EncodedRow
+from llamafarm.data.encoding.encode import EncodedRow
 
 
 @dataclass(frozen=True, slots=True)

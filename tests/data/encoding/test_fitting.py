@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encode import EncodedRow, encode_conversations, encode_separately
-from llamafarm.data.fitting import Fitted, Limits, WhenTooLong, fit_rows
-from llamafarm.data.prompt_format import compile_prompt_template
+from llamafarm.data.encoding.encode import EncodedRow, encode_conversations, encode_separately
+from llamafarm.data.encoding.fitting import Fitted, Limits, WhenTooLong, fit_rows
+from llamafarm.data.encoding.prompt_format import compile_prompt_template
 from llamafarm.errors import DataError
 from llamafarm.model.load import tokenize_with
 from llamafarm.model.prompt import template_from_source

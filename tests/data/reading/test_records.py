@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Message
-from llamafarm.data.formats import FORMATS
-from llamafarm.data.records import DataFile, ReadOptions, read_data_file
+from llamafarm.data.reading.formats import FORMATS
+from llamafarm.data.reading.records import DataFile, ReadOptions, read_data_file
 from llamafarm.errors import DataError
 
 Write = Callable[[bytes], Path]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encode import encode_conversations
-from llamafarm.data.prompt_format import compile_prompt_template, with_default_system
+from llamafarm.data.encoding.encode import encode_conversations
+from llamafarm.data.encoding.prompt_format import compile_prompt_template, with_default_system
 from llamafarm.errors import TemplateError
 from llamafarm.model.load import tokenize_with
 from llamafarm.model.prompt import template_from_source

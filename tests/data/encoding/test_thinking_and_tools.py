@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encode import encode_conversations
-from llamafarm.data.template import TrainedPart
+from llamafarm.data.encoding.encode import encode_conversations
+from llamafarm.data.encoding.template import TrainedPart
 from llamafarm.model.load import tokenize_with
 from llamafarm.model.prompt import template_from_source
 

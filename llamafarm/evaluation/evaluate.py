@@ -16,7 +16,7 @@ from llamafarm.evaluation.loss import LossResult, measure_loss
 from llamafarm.inference.generate import Answer
 from llamafarm.inference.open import OpenModel
 from llamafarm.model.forward import packed_attention
-from llamafarm.model.load import tokenize_with
+from llamafarm.model.load import text_encoder
 from llamafarm.planning.packs import choose_pack_tokens
 
 
@@ -56,7 +56,7 @@ def evaluate_model(opened: OpenModel, conversations: Sequence[Conversation], whe
     Answers are to each row's last turn, generated with the model's settings at temperature 0, so that the
     same model gives the same figures. Raises `DataError` if no row fits the model.
     """
-    rows = encode_conversations(conversations, opened.template, tokenize_with(opened.tokenizer))
+    rows = encode_conversations(conversations, opened.template, text_encoder(opened.tokenizer))
     fitting = [index for index, row in enumerate(rows) if row.num_tokens <= opened.max_length]
     if len(fitting) < len(rows):
         terminal.warn(f"{len(rows) - len(fitting)} rows are longer than {opened.max_length} tokens: left out")

@@ -10,7 +10,7 @@ from typing import Any
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.encoding.encode import EncodedRow, encode_separately
 from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, TrainedPart
-from llamafarm.model.load import Base, load_tokenizer, tokenize_with
+from llamafarm.model.load import Base, load_tokenizer, text_encoder
 from llamafarm.model.prompt import build_template
 
 _ROWS_AT_ONCE = 512
@@ -30,12 +30,10 @@ class RowEncoder:
         self, conversations: Iterable[Conversation]
     ) -> Iterator[tuple[Conversation, list[EncodedRow]]]:
         """Yield each conversation with the rows that it is trained on in, a few hundred at a time."""
-        tokenize = tokenize_with(self.tokenizer)
+        encoder = text_encoder(self.tokenizer)
         left = iter(conversations)
         while batch := list(islice(left, _ROWS_AT_ONCE)):
-            yield from zip(
-                batch, encode_separately(batch, self.template, tokenize, self.trained), strict=True
-            )
+            yield from zip(batch, encode_separately(batch, self.template, encoder, self.trained), strict=True)
 
 
 def open_encoder(

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from llamafarm.data.encoding.encode import Tokenize
+from llamafarm.data.encoding.tokenization import TextEncoder, Tokenize, WholeTexts
+from llamafarm.data.encoding.words import encoder_of
 from llamafarm.errors import ModelError
 from llamafarm.model.hub import find_source
 
@@ -149,6 +151,14 @@ def tokenize_with(tokenizer: Any) -> Tokenize:
         return token_ids
 
     return tokenize
+
+
+def text_encoder(tokenizer: Any) -> TextEncoder:
+    """Return the fastest exact encoder of a tokenizer, which adds no special token of its own."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return WholeTexts(tokenize_with(tokenizer))
+    return encoder_of(Tokenizer.from_str(backend.to_str()))
 
 
 def use_tokenizer_threads(num_threads: int) -> None:

@@ -20,11 +20,13 @@ _LOOP_WORDS, _LOOPS = 4, 4
 def repeats_itself(text: str) -> bool:
     """Return whether some words in a row come again and again, right after each other."""
     words = text.split()
-    return any(
-        words[start : start + size] * _LOOPS == words[start : start + size * _LOOPS]
-        for size in range(1, _LOOP_WORDS + 1)
-        for start in range(len(words) - size * _LOOPS + 1)
-    )
+    for size in range(1, _LOOP_WORDS + 1):
+        num_equal = 0
+        for word, later in zip(words, words[size:], strict=False):
+            num_equal = num_equal + 1 if word == later else 0
+            if num_equal == size * (_LOOPS - 1):
+                return True
+    return False
 
 
 WRONG_LETTERS, HTML, CONTROL, LOOP = (

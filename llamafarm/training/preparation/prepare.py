@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from llamafarm.data.encoding.encode import EncodedRow, Tokenize
+from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.fitting import Limits
 from llamafarm.data.encoding.template import ChatTemplate
+from llamafarm.data.encoding.tokenization import TextEncoder
 from llamafarm.data.reading.records import DataFile
 from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, find_device
@@ -28,7 +29,7 @@ from llamafarm.model.load import (
     load_config,
     load_model,
     load_tokenizer,
-    tokenize_with,
+    text_encoder,
     use_tokenizer_threads,
 )
 from llamafarm.model.prompt import build_template
@@ -104,9 +105,9 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     choices.append(Choice("template", f"answers end with {template.end_of_turn}", template_origin))
 
     limits = limits_of(strategy.data_preprocessing, load_config(base))
-    tokenize = _tokenize_with_threads(tokenizer, strategy.training_args.dataloader_num_workers)
+    encoder = _encoder_with_threads(tokenizer, strategy.training_args.dataloader_num_workers)
     train_rows, eval_rows = (
-        encode_rows(part, template, tokenize, strategy.dataset, limits, kind, warnings)
+        encode_rows(part, template, encoder, strategy.dataset, limits, kind, warnings)
         for part, kind in ((train, "training"), (evaluation, "evaluation"))
     )
     _check_rows_left(strategy, train_rows, eval_rows, files, limits)
@@ -151,10 +152,10 @@ def _settle_loop(
     return plan
 
 
-def _tokenize_with_threads(tokenizer: Any, num_threads: int | None) -> Tokenize:
+def _encoder_with_threads(tokenizer: Any, num_threads: int | None) -> TextEncoder:
     if num_threads is not None:
         use_tokenizer_threads(num_threads)
-    return tokenize_with(tokenizer)
+    return text_encoder(tokenizer)
 
 
 def load_once(preparation: Preparation) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.encoding.encode import EncodedRow, Tokenize, encode_conversations, encode_separately
+from llamafarm.data.encoding.encode import EncodedRow, encode_conversations, encode_separately
 from llamafarm.data.encoding.fitting import Limits, fit_rows
 from llamafarm.data.encoding.template import ChatTemplate, TrainedPart
+from llamafarm.data.encoding.tokenization import TextEncoder
 from llamafarm.data.reading.records import DataFile, ReadOptions, read_data_file
 from llamafarm.data.selection.cleaning import CleaningRules, clean_rows
 from llamafarm.data.selection.corpus import SPLIT_THRESHOLD, conversation_key, split_rows
@@ -141,7 +142,7 @@ def limits_of(preprocessing: DataPreprocessing, config: Any) -> Limits:
 def encode_rows(
     conversations: Sequence[Conversation],
     template: ChatTemplate,
-    tokenize: Tokenize,
+    encoder: TextEncoder,
     dataset: Dataset,
     limits: Limits,
     kind: str,
@@ -149,10 +150,10 @@ def encode_rows(
 ) -> list[EncodedRow]:
     """Return the rows of a run as the model sees them, within the limits; what was left out is said."""
     trained = TrainedPart(dataset.train_on == "last", dataset.train_on_prompt)
-    encoded = encode_separately(conversations, template, tokenize, trained)
+    encoded = encode_separately(conversations, template, encoder, trained)
 
     def encode(conversation: Conversation) -> list[EncodedRow]:
-        return encode_conversations([conversation], template, tokenize, trained)
+        return encode_conversations([conversation], template, encoder, trained)
 
     fitted = fit_rows(conversations, encoded, limits, dataset.when_too_long, encode, kind)
     warnings += fitted.warnings

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.encode import EncodedRow, encode_conversations
 from llamafarm.data.encoding.template import ChatTemplate
+from llamafarm.data.encoding.tokenization import WholeTexts
 from llamafarm.errors import TemplateError
-from llamafarm.model.load import Base, load_tokenizer, tokenize_with
+from llamafarm.model.load import Base, load_tokenizer, text_encoder, tokenize_with
 from llamafarm.model.prompt import build_template
 
 SHARED_MODELS = Path(__file__).parents[4] / "shared" / "models"
@@ -27,7 +28,7 @@ WITH_SYSTEM = Message("system", "Be brief."), *TWO_TURNS
 
 def encode(tokenizer: Any, template: ChatTemplate, *rows: tuple[Message, ...]) -> list[EncodedRow]:
     conversations = [Conversation(messages, number) for number, messages in enumerate(rows, start=1)]
-    return encode_conversations(conversations, template, tokenize_with(tokenizer))
+    return encode_conversations(conversations, template, text_encoder(tokenizer))
 
 
 def supervised_runs(row: EncodedRow) -> list[list[int]]:
@@ -102,13 +103,14 @@ def test_a_tokenizer_that_joins_prompt_and_answer_is_an_error_with_the_row() -> 
     )
     even = Conversation((Message("user", "qu"), Message("assistant", "abc")), 1)
     odd = Conversation((Message("user", "que"), Message("assistant", "ab")), 9)
-    assert encode_conversations([even], template, tokenize_in_pairs)[0].is_supervised_T.tolist() == [
+    encoder = WholeTexts(tokenize_in_pairs)
+    assert encode_conversations([even], template, encoder)[0].is_supervised_T.tolist() == [
         False,
         True,
         True,
     ]
     with pytest.raises(TemplateError) as caught:
-        encode_conversations([even, odd], template, tokenize_in_pairs)
+        encode_conversations([even, odd], template, encoder)
     assert "row 9" in caught.value.where
     assert "'que'" in caught.value.problem
 

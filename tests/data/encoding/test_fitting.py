@@ -14,7 +14,7 @@ from llamafarm.data.encoding.encode import EncodedRow, encode_conversations, enc
 from llamafarm.data.encoding.fitting import Fitted, Limits, WhenTooLong, fit_rows
 from llamafarm.data.encoding.prompt_format import compile_prompt_template
 from llamafarm.errors import DataError
-from llamafarm.model.load import tokenize_with
+from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
 END = "<|end|>"
@@ -25,15 +25,15 @@ def fit(chat_tokenizer: Any) -> Any:
     """Fit conversations with a plain template; answers the result and the text of each row."""
     compiled = compile_prompt_template("Q: {instruction}\n{input}\nA: {output}", adds_bos=False)
     template = template_from_source(chat_tokenizer, compiled.source, compiled.joiner)
-    tokenize = tokenize_with(chat_tokenizer)
+    encoder = text_encoder(chat_tokenizer)
 
     def encode(conversation: Conversation) -> Sequence[EncodedRow]:
-        return encode_conversations([conversation], template, tokenize)
+        return encode_conversations([conversation], template, encoder)
 
     def run(
         conversations: Sequence[Conversation], limits: Limits, how: WhenTooLong
     ) -> tuple[Fitted, list[str], list[str]]:
-        encoded = encode_separately(conversations, template, tokenize)
+        encoded = encode_separately(conversations, template, encoder)
         fitted = fit_rows(conversations, encoded, limits, how, encode, "training")
         texts = [chat_tokenizer.decode(row.token_ids_T) for row in fitted.rows]
         answers = [chat_tokenizer.decode(row.token_ids_T[row.is_supervised_T]) for row in fitted.rows]

@@ -14,7 +14,7 @@ from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.encode import encode_conversations
 from llamafarm.data.encoding.prompt_format import compile_prompt_template, with_default_system
 from llamafarm.errors import TemplateError
-from llamafarm.model.load import tokenize_with
+from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
 CHATML = """\
@@ -169,7 +169,7 @@ def test_a_rendering_is_that_of_transformers_and_its_spans_are_the_answers(
     assert spans == [span.format(answer) for answer in answers]
     assert spans[-1].endswith(template.end_of_turn)
 
-    (row,) = encode_conversations([Conversation(messages, 1)], template, tokenize_with(chat_tokenizer))
+    (row,) = encode_conversations([Conversation(messages, 1)], template, text_encoder(chat_tokenizer))
     assert row.token_ids_T.tolist() == theirs.apply_chat_template(as_dicts(messages), return_dict=False)
     assert chat_tokenizer.decode(row.token_ids_T[row.is_supervised_T]) == "".join(spans)
 
@@ -189,5 +189,5 @@ def test_transformers_finds_the_same_answers_by_their_generation_marks(chat_toke
         as_dicts(messages), return_dict=True, return_assistant_tokens_mask=True
     )
     template = template_from_source(chat_tokenizer, GENERATION_BLOCK, "\n\n")
-    (row,) = encode_conversations([Conversation(messages, 1)], template, tokenize_with(chat_tokenizer))
+    (row,) = encode_conversations([Conversation(messages, 1)], template, text_encoder(chat_tokenizer))
     assert row.is_supervised_T.astype(int).tolist() == marked["assistant_masks"]

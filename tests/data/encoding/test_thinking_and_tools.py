@@ -11,7 +11,7 @@ import pytest
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.encode import encode_conversations
 from llamafarm.data.encoding.template import TrainedPart
-from llamafarm.model.load import tokenize_with
+from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
 # Thinking is shown in what follows the last question only; before that, the answers alone.
@@ -101,7 +101,7 @@ def test_what_the_model_wrote_is_trained_on_as_it_wrote_it(chat_tokenizer: Any, 
     messages, tools, expected = CASES[case]
     template = template_from_source(chat_tokenizer, QWEN_3, "\n\n")
     conversation = Conversation(messages, 1, tools)
-    rows = encode_conversations([conversation], template, tokenize_with(chat_tokenizer))
+    rows = encode_conversations([conversation], template, text_encoder(chat_tokenizer))
     trained = [chat_tokenizer.decode(row.token_ids_T[row.is_supervised_T]) for row in rows]
     assert trained == ["".join(parts) for parts in expected]
     for row, parts in zip(rows, expected, strict=True):
@@ -131,7 +131,7 @@ def test_the_last_answer_alone_is_one_row(chat_tokenizer: Any) -> None:
     (row,) = encode_conversations(
         [Conversation(messages, 1, tools)],
         template,
-        tokenize_with(chat_tokenizer),
+        text_encoder(chat_tokenizer),
         TrainedPart(is_last_answer_only=True),
     )
     assert chat_tokenizer.decode(row.token_ids_T[row.is_supervised_T]) == expected[1][0]

@@ -45,7 +45,7 @@ PROOFS: dict[str, str] = {
     "dataset.train_on": PREPARE + "test_which_tokens_are_trained_on_is_as_the_strategy_says",
     "dataset.train_on_prompt": PREPARE + "test_which_tokens_are_trained_on_is_as_the_strategy_says",
     "dataset.when_too_long": PREPARE + "test_rows_that_are_too_long_are_treated_as_the_strategy_says",
-    "dataset.format": "data/test_records.py::test_a_form_that_is_asked_for_is_not_guessed",
+    "dataset.format": "data/reading/test_records.py::test_a_form_that_is_asked_for_is_not_guessed",
     "dataset.train_file": PREPARE + "test_a_strategy_without_training_data_is_refused",
     "description": STRATEGIES + "test_list_names_each_strategy_with_its_place",
     "generation.max_new_tokens": OPENING + ANSWERS,

@@ -1,1 +1,1 @@
-"""Conversations to tokens: the template, what is trained on, lengths, the token cache, packs."""
+"""Conversations to tokens: the template, what is trained on, lengths, packs."""

@@ -34,3 +34,16 @@ def show_keys(row: Row) -> str:
     """Return the keys of a row as they are named in an error: the first ones, each shortened."""
     shown = ", ".join(shorten(key, 30) for key in list(row)[:_MOST_KEYS_SHOWN])
     return (shown or "(none)") + (", …" if len(row) > _MOST_KEYS_SHOWN else "")
+
+
+def check_text(value: object, key: str) -> str:
+    """Return a field's value, which must be a text of whole characters. Raises `BadRowError` otherwise."""
+    if not isinstance(value, str):
+        raise BadRowError(
+            f"{key!r} is {type(value).__name__}, not a text", f"Write {key!r} as a JSON string."
+        )
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadRowError(
+            f"{key!r} has half of a character, \\ud800 to \\udfff", "Save the file as UTF-8 again."
+        )
+    return value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamafarm.data.conversation import TEXT, Message
-from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row, shorten, show_keys
+from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row, check_text, shorten, show_keys
 from llamafarm.data.reading.turns import read_turns
 
 
@@ -116,17 +116,7 @@ def _roles_after(role: str, calls_a_tool: bool) -> tuple[str, ...]:
 def read_text(row: Row, key: str) -> str:
     """Return a field as text; empty where it is not there. Raises `BadRowError` for anything but text."""
     value = row.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRowError(
-            f"{key!r} is {type(value).__name__}, not a text", f"Write {key!r} as a JSON string."
-        )
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise BadRowError(
-            f"{key!r} has half of a character, \\ud800 to \\udfff", "Save the file as UTF-8 again."
-        )
-    return value
+    return "" if value is None else check_text(value, key)
 
 
 def _read_alpaca(row: Row) -> tuple[Message, ...]:

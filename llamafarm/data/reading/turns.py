@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamafarm.data.conversation import Message
-from llamafarm.data.reading.bad_row import BadRowError, shorten, show_keys
+from llamafarm.data.reading.bad_row import BadRowError, check_text, shorten, show_keys
 
 # How the tools of the field name who speaks.
 _ROLES = {
@@ -69,15 +69,7 @@ def _text_of(value: Any, key: str) -> str:
                 f"a turn holds {shorten(other)}, and only text is trained on", "Leave out such rows."
             )
         value = "".join(str(part.get("text") or "") for part in value)
-    if not isinstance(value, str):
-        raise BadRowError(
-            f"{key!r} is {type(value).__name__}, not a text", f"Write {key!r} as a JSON string."
-        )
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise BadRowError(
-            f"{key!r} has half of a character, \\ud800 to \\udfff", "Save the file as UTF-8 again."
-        )
-    return value
+    return check_text(value, key)
 
 
 def _weight_of(turn: Mapping[str, Any]) -> float:

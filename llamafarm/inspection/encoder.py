@@ -8,41 +8,29 @@ from itertools import islice
 from typing import Any
 
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.encoding.encode import EncodedRow, encode_separately
-from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, TrainedPart
-from llamafarm.model.load import Base, load_tokenizer, text_encoder
-from llamafarm.model.prompt import build_template
+from llamafarm.data.encoding.block import RowEncoding
+from llamafarm.data.encoding.encode import encode_separately
+from llamafarm.data.encoding.rows import EncodedRow
+from llamafarm.model.load import Base
 
-_ROWS_AT_ONCE = 512
+# Few, so that the first ones are shown at once.
+_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RowEncoder:
-    """A tokenizer with its template, and which part of a row is trained on."""
+    """A base model's tokenizer and template, and how rows become tokens with them."""
 
-    base_name: str
+    base: Base
     tokenizer: Any
-    template: ChatTemplate
     template_origin: str
-    trained: TrainedPart = EVERY_ANSWER
+    encoding: RowEncoding
 
     def encode(
         self, conversations: Iterable[Conversation]
     ) -> Iterator[tuple[Conversation, list[EncodedRow]]]:
-        """Yield each conversation with the rows that it is trained on in, a few hundred at a time."""
-        encoder = text_encoder(self.tokenizer)
-        left = iter(conversations)
+        """Yield each conversation with the rows that it is trained on in, a few at a time."""
+        encoding, left = self.encoding, iter(conversations)
         while batch := list(islice(left, _ROWS_AT_ONCE)):
-            yield from zip(batch, encode_separately(batch, self.template, encoder, self.trained), strict=True)
-
-
-def open_encoder(
-    base: Base,
-    prompt_format: str | None = None,
-    system: str | None = None,
-    trained: TrainedPart = EVERY_ANSWER,
-) -> RowEncoder:
-    """Return the encoder of a base model. Raises `ModelError` and `TemplateError`."""
-    tokenizer = load_tokenizer(base)
-    template, origin = build_template(tokenizer, prompt_format, system)
-    return RowEncoder(base.name, tokenizer, template, origin, trained)
+            rows = encode_separately(batch, encoding.template, encoding.encoder, encoding.trained)
+            yield from zip(batch, rows, strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llamafarm.data.encoding.encode import EncodedRow
+from llamafarm.data.encoding.rows import EncodedRow
 
 # What a decoder gives for a character of which bytes are missing yet.
 _INCOMPLETE = "\ufffd"

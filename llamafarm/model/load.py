@@ -155,10 +155,16 @@ def tokenize_with(tokenizer: Any) -> Tokenize:
 
 def text_encoder(tokenizer: Any) -> TextEncoder:
     """Return the fastest exact encoder of a tokenizer, which adds no special token of its own."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    described = tokenizer_json(tokenizer)
+    if described is None:
         return WholeTexts(tokenize_with(tokenizer))
-    return encoder_of(Tokenizer.from_str(backend.to_str()))
+    return encoder_of(Tokenizer.from_str(described))
+
+
+def tokenizer_json(tokenizer: Any) -> str | None:
+    """Return all that token ids follow from, as `tokenizers` writes it; None for one in Python alone."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else str(backend.to_str())
 
 
 def use_tokenizer_threads(num_threads: int) -> None:

@@ -10,12 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from llamafarm.evaluation.loss import LossResult
 from llamafarm.training.step import StepResult
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,11 @@ class LoopPlan:
     def rows_of_step(self, step: int) -> list[int]:
         """Return the indices of the rows that optimizer step `step`, from 1, sees."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)
-        order = order_of_epoch(self.num_rows, epoch, self.seed) if self.shuffle else range(self.num_rows)
-        return list(order[place * self.rows_per_step : (place + 1) * self.rows_per_step])
+        start, end = place * self.rows_per_step, min((place + 1) * self.rows_per_step, self.num_rows)
+        if not self.shuffle:
+            return list(range(start, end))
+        rows: list[int] = order_of_epoch(self.num_rows, epoch, self.seed)[start:end].tolist()
+        return rows
 
 
 @dataclass(slots=True)
@@ -150,9 +156,11 @@ def run_loop(plan: LoopPlan, actions: Actions) -> LoopState:
 
 
 @lru_cache(maxsize=2)  # every step of an epoch asks for it
-def order_of_epoch(num_rows: int, epoch: int, seed: int) -> tuple[int, ...]:
+def order_of_epoch(num_rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
     """Return the order of the rows in an epoch, counted from 0: a shuffle that seed and epoch decide."""
-    return tuple(np.random.default_rng([seed, epoch]).permutation(num_rows).tolist())
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    order.flags.writeable = False  # others get the same array
+    return order
 
 
 def _judge(plan: LoopPlan, state: LoopState, record: StepRecord) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.pack import pack_rows
+from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.hardware.speed import measure_matmul_flops
 from llamafarm.planning.duration import (
     EFFICIENCY,
@@ -58,9 +57,9 @@ def look_ahead(preparation: Preparation, strategy: Strategy, probe: ProbeResult 
     return Outlook(len(first), lengths.num_tokens, flops, seconds, basis, plan_disk_of(preparation, strategy))
 
 
-def sum_lengths(rows: Sequence[EncodedRow]) -> RowLengths:
+def sum_lengths(rows: EncodedRows) -> RowLengths:
     """Return the summed lengths of rows."""
-    return RowLengths.of((row.num_tokens, row.num_supervised_tokens) for row in rows)
+    return RowLengths.of(rows.lengths_N, rows.num_supervised_N)
 
 
 def _matmul_flops(preparation: Preparation) -> float:

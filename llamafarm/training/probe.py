@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
-from llamafarm.data.encoding.pack import Pack, pack_rows
+from llamafarm.data.encoding.pack import Pack, Packs, pack_rows
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.hardware.process import return_freed_memory
 from llamafarm.kernels.dropout import DropoutPlan
@@ -76,8 +77,8 @@ def probe_steps(preparation: Preparation, strategy: Strategy) -> ProbeResult:
 
 def lengths_of(preparation: Preparation, indices: Sequence[int]) -> RowLengths:
     """Return the summed lengths of some training rows."""
-    rows = [preparation.train_rows[index] for index in indices]
-    return RowLengths.of((row.num_tokens, row.num_supervised_tokens) for row in rows)
+    rows = preparation.train_rows.select(np.asarray(indices))
+    return RowLengths.of(rows.lengths_N, rows.num_supervised_N)
 
 
 def _choose_steps(preparation: Preparation) -> list[int]:
@@ -89,11 +90,10 @@ def _choose_steps(preparation: Preparation) -> list[int]:
 
 
 def _fullness(preparation: Preparation, step: int) -> int:
-    packs = _packs_of(preparation, preparation.plan.rows_of_step(step))
-    return max(pack.num_tokens + pack.num_supervised_tokens for pack in packs)
+    return max(map(sum, _packs_of(preparation, preparation.plan.rows_of_step(step)).sizes()))
 
 
-def _packs_of(preparation: Preparation, indices: Sequence[int]) -> list[Pack]:
+def _packs_of(preparation: Preparation, indices: Sequence[int]) -> Packs:
     return pack_rows(preparation.train_rows, indices, preparation.memory.pack_tokens)
 
 

@@ -70,8 +70,8 @@ def show_preparation(preparation: Preparation) -> None:
         terminal.warn(warning)
     for choice in preparation.choices:
         terminal.say(f"{choice.setting:<16}{choice.value}  ({choice.why})")
-    num_tokens = sum(row.num_tokens for row in preparation.train_rows)
-    num_supervised = sum(row.num_supervised_tokens for row in preparation.train_rows)
+    num_tokens = preparation.train_rows.num_tokens
+    num_supervised = preparation.train_rows.num_supervised_tokens
     num_train, num_eval = len(preparation.train_rows), len(preparation.eval_rows)
     terminal.say(f"{'data':<16}{num_train} training rows, {num_eval} evaluation rows")
     terminal.say(
@@ -136,7 +136,7 @@ def _describe_run(loaded: LoadedStrategy, preparation: Preparation, result: RunR
         "choices": [asdict(choice) for choice in preparation.choices],
         "warnings": preparation.warnings,
         "data": [
-            {"file": str(file.path), "rows": len(file.conversations), "sha256": file.sha256}
+            {"file": str(file.path), "rows": file.num_rows, "sha256": file.sha256}
             for file in preparation.data_files
         ],
         "predicted_memory_bytes": dict(preparation.memory.plan.parts()),

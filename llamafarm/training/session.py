@@ -207,7 +207,7 @@ class Session:
         return supervised_logits(self._model, pack)
 
     def _show_rows(self, row_indices: Sequence[int]) -> str:
-        numbers = [str(self._preparation.train_rows[index].row_number) for index in row_indices[:8]]
+        numbers = [str(self._preparation.train_rows.row_numbers_N[index]) for index in row_indices[:8]]
         more = f" and {len(row_indices) - 8} more" if len(row_indices) > 8 else ""
         return ", ".join(numbers) + more
 

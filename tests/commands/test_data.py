@@ -81,7 +81,7 @@ def test_what_is_odd_is_named_with_its_rows(
         "HTML": [11],
         "control characters": [12],
         "the same words again and again": [13, 14],
-        "longer than max_length": [14],
+        "above max_length, 60 tokens": [14],
         "nothing to train on": [],
     }
     assert [bad["where"] for bad in record["bad_rows"]] == [f"{path}:15", f"{path}:16"]

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.pack import pack_rows
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.errors import DataError
 from llamafarm.evaluation import evaluate
 from llamafarm.evaluation.answers import score_answers

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafarm.data.encoding.encode import EncodedRow
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.inspection.page import write_page
 from llamafarm.inspection.pieces import Piece, merge_pieces, split_into_pieces
 from llamafarm.model.load import find_base, load_tokenizer

@@ -79,6 +79,7 @@ PROOFS: dict[str, str] = {
     "training_args.output_dir": RUN
     + "test_a_folder_with_a_run_is_refused_untouched_and_overwritten_if_asked",
     "training_args.per_device_eval_batch_size": RUN + "test_evaluation_packs_have_at_most_the_rows_they_may",
+    "data_preprocessing.cache_dir": PREPARE + "test_large_files_are_kept_encoded_where_the_strategy_says",
     "data_preprocessing.filter_empty": PREPARE + "test_empty_rows_are_left_out_and_counted_if_asked",
     "data_preprocessing.filter_quality": PREPARE + "test_rows_of_bad_quality_are_left_out_if_asked",
     "data_preprocessing.near_duplicate_threshold": PREPARE

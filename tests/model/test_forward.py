@@ -12,8 +12,8 @@ import transformers
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.pack import Pack, pack_rows
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.errors import ModelError
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
 from llamafarm.model.forward import packed_attention, supervised_logits

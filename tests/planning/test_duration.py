@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,12 +42,12 @@ REQUEST = MemoryRequest(
     training_packs=(),
 )
 LINEAR = 4 * (64 * 64 + 64 * 128)
-ROWS = RowLengths.of([(10, 4), (20, 6)])
+ROWS = RowLengths.of(np.array([10, 20], np.int32), np.array([4, 6], np.int32))
 
 
 def test_lengths_are_summed() -> None:
     assert RowLengths(30, 10, 100 + 400) == ROWS
-    assert RowLengths.of([]) == RowLengths(0, 0, 0)
+    assert RowLengths.of(np.zeros(0, np.int32), np.zeros(0, np.int32)) == RowLengths(0, 0, 0)
 
 
 def test_operations_of_training_are_those_of_the_formula() -> None:

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.pack import Pack, build_pack
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.kernels.loss import sum_cross_entropy
 from llamafarm.model.adapter import AdapterSettings, attach_adapter

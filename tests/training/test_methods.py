@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from llamafarm.data.reading.records import read_data_file
 from llamafarm.evaluation.evaluate import evaluate_model
 from llamafarm.evaluation.loss import LossResult
 from llamafarm.inference.open import open_final_model
@@ -203,10 +204,8 @@ def test_full_finetune_keeps_fp32_weights_under_bf16(train: Train) -> None:
 def test_a_full_model_is_measured_beside_its_base(
     train: Train, tiny_base: Path, load: Callable[..., LoadedStrategy], make_rows: MakeRows
 ) -> None:
-    from llamafarm.training.preparation.rows import read_files
-
     result = train(num_eval_rows=3, **settings_of("full"), training_args__num_train_epochs=6)
-    conversations = read_files(load(make_rows(8)))[0].conversations
+    conversations = read_data_file(Path(str(load(make_rows(8)).strategy.dataset.train_file))).conversations
     opened = open_final_model(result.final_model, "cpu")
     assert opened.is_tuned
     base, tuned = evaluate_model(opened, conversations, "rows")

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.pack import Pack, pack_rows
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.errors import NonFiniteError
 from llamafarm.training.step import Precision, StepResult, run_step
 

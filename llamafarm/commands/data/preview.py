@@ -33,16 +33,14 @@ def preview(
     Rows that cannot be read are passed over; `data inspect` lists them. Without a strategy the embedded
     model's tokenizer and template are used.
     """
-    from dataclasses import replace
-
     from llamafarm.inspection.page import write_page
     from llamafarm.inspection.pieces import merge_pieces, split_into_pieces
 
     set_mode(prints_json=False)
     wanted = _read_numbers(row_numbers)
-    reader, encoder, _ = open_data(file, strategy, strategy_file, settings)
-    reader.options = replace(reader.options, skips_bad_rows=True)
-    rows = (row for row in reader if wanted is None or row.row_number in wanted)
+    opened = open_data(file, strategy, strategy_file, settings)
+    encoder = opened.encoder
+    rows = (row for row in opened.reader if wanted is None or row.row_number in wanted)
     shown: list[tuple[str, str, list[Piece]]] = []
     for conversation, encoded in encoder.encode(rows):
         for row in encoded:
@@ -52,7 +50,7 @@ def preview(
         if len(shown) >= (len(wanted) if wanted else num_rows):
             break
     _check_found(shown, row_numbers, file)
-    subtitle = f"{encoder.base_name}'s tokenizer; template: {encoder.template_origin}"
+    subtitle = f"{encoder.base.name}'s tokenizer; template: {encoder.template_origin}"
     if html is not None:
         terminal.write_text(html, write_page(str(file), subtitle, shown))
         terminal.result(str(html))

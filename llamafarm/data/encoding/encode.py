@@ -8,37 +8,14 @@ shown when it is asked, so anything else would train on prompts that never occur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llamafarm.data.conversation import Conversation
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, Rendering, TrainedPart
 from llamafarm.data.encoding.tokenization import CutIds, CutText, TextEncoder
 from llamafarm.errors import TemplateError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """A row as the model sees it. Axes: T, its tokens. `is_supervised_T` marks the tokens trained on."""
-
-    token_ids_T: NDArray[np.int32]
-    is_supervised_T: NDArray[np.bool_]
-    row_number: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Return the row's length in tokens."""
-        return len(self.token_ids_T)
-
-    @property
-    def num_supervised_tokens(self) -> int:
-        """Return how many tokens are trained on. The first of a row never is: nothing predicts it."""
-        return int(self.is_supervised_T[1:].sum())
 
 
 def encode_conversations(
@@ -86,7 +63,7 @@ def _encode_row(rendering: Rendering, encoded: CutIds, row_number: int) -> Encod
             for side in (0, 1)
         )
         is_supervised_T[start:end] = True
-    return EncodedRow(np.asarray(encoded.token_ids, dtype=np.int32), is_supervised_T, row_number)
+    return EncodedRow(encoded.token_ids, is_supervised_T, row_number)
 
 
 def _num_or_raise(num_before: int | None, beginning: str, row_number: int) -> int:

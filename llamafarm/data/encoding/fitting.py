@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encoding.encode import EncodedRow
-from llamafarm.errors import DataError
+from llamafarm.data.encoding.rows import EncodedRow
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WhenTooLong = Literal["drop", "truncate_prompt", "split", "error"]
 Encode = Callable[[Conversation], Sequence[EncodedRow]]
@@ -20,13 +24,14 @@ Encode = Callable[[Conversation], Sequence[EncodedRow]]
 _LONGEST_WORD = 24
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Excess:
-    """A limit that rows are above: its setting, its value and the longest of them in tokens."""
+    """A limit, what it counts, and which rows are above it and above none before. Axis: N, rows."""
 
     setting: str
     limit: int
-    num_tokens: int
+    num_tokens_N: NDArray[np.int32]
+    is_above_N: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,93 +42,41 @@ class Limits:
     max_input_length: int | None = None
     max_output_length: int | None = None
 
-    def excess_of(self, row: EncodedRow) -> Excess | None:
-        """Return the first limit that a row is above."""
-        num_answer_tokens = row.num_supervised_tokens
-        for setting, limit, num_tokens in (
-            ("max_length", self.max_length, row.num_tokens),
-            ("max_input_length", self.max_input_length, row.num_tokens - num_answer_tokens),
-            ("max_output_length", self.max_output_length, num_answer_tokens),
+    def excesses(self, num_tokens_N: NDArray[np.int32], num_supervised_N: NDArray[np.int32]) -> list[Excess]:
+        """Return the limits with the rows that are above them, given the rows' tokens."""
+        found: list[Excess] = []
+        is_within_N = np.ones(len(num_tokens_N), bool)
+        for setting, limit, counted_N in (
+            ("max_length", self.max_length, num_tokens_N),
+            ("max_input_length", self.max_input_length, num_tokens_N - num_supervised_N),
+            ("max_output_length", self.max_output_length, num_supervised_N),
         ):
-            if limit is not None and num_tokens > limit:
-                return Excess(setting, limit, num_tokens)
-        return None
+            if limit is not None:
+                is_above_N = is_within_N & (counted_N > limit)
+                is_within_N &= ~is_above_N
+                found.append(Excess(setting, limit, counted_N, is_above_N))
+        return found
 
     def admit(self, rows: Sequence[EncodedRow]) -> bool:
         """Return whether there are rows and all of them are within the limits."""
-        return bool(rows) and all(self.excess_of(row) is None for row in rows)
+        lengths = np.array([row.num_tokens for row in rows], np.int32)
+        supervised = np.array([row.num_supervised_tokens for row in rows], np.int32)
+        return bool(rows) and not any(
+            excess.is_above_N.any() for excess in self.excesses(lengths, supervised)
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """Rows within the limits, and what became of the others, as sentences."""
+class Fitting:
+    """How rows above the limits are made to fit."""
 
-    rows: list[EncodedRow]
-    warnings: list[str]
-
-
-def fit_rows(
-    conversations: Sequence[Conversation],
-    encoded: Sequence[Sequence[EncodedRow]],
-    limits: Limits,
-    when_too_long: WhenTooLong,
-    encode: Encode,
-    kind: str,
-) -> Fitted:
-    """Return the rows of conversations within the limits; `encoded` has those of each conversation.
-
-    `kind` names the rows in the sentences. Raises `DataError` with `error` for the first that is too long.
-    """
-    kept: list[EncodedRow] = []
-    left_out: dict[str, list[Excess]] = {}
-    num_remade, num_rows_of_remade = 0, 0
-    for conversation, rows in zip(conversations, encoded, strict=True):
-        too_long = [excess for row in rows if (excess := limits.excess_of(row))]
-        if not too_long:
-            kept += rows
-            continue
-        if when_too_long == "error":
-            raise _refusal(conversation, too_long[0])
-        remade = _REMAKE[when_too_long](conversation, limits, encode)
-        if remade:
-            num_remade += 1
-            num_rows_of_remade += len(remade)
-        else:
-            remade = [row for row in rows if limits.excess_of(row) is None]
-            for excess in too_long:
-                left_out.setdefault(excess.setting, []).append(excess)
-        kept += remade
-    num_rows = sum(map(len, encoded))
-    warnings = [_say_left_out(found, num_rows, kind) for found in left_out.values()]
-    if num_remade:
-        how = (
-            "with a shorter prompt" if when_too_long == "truncate_prompt" else f"as {num_rows_of_remade} rows"
-        )
-        warnings.append(
-            f"{num_remade} of {num_rows} {kind} rows are too long and are taken {how} "
-            f"(dataset.when_too_long: {when_too_long})"
-        )
-    return Fitted(kept, warnings)
+    limits: Limits
+    when_too_long: Literal["truncate_prompt", "split"]
 
 
-def _say_left_out(found: Sequence[Excess], num_rows: int, kind: str) -> str:
-    setting, longest = found[0].setting, max(excess.num_tokens for excess in found)
-    return (
-        f"{len(found)} of {num_rows} {kind} rows are too long and left out: the longest has {longest} "
-        f"tokens, and {setting} is {found[0].limit} (data_preprocessing.{setting})"
-    )
-
-
-def _refusal(conversation: Conversation, excess: Excess) -> DataError:
-    return DataError(
-        f"the row has {excess.num_tokens} tokens, and {excess.setting} is {excess.limit}",
-        where=f"row {conversation.row_number}",
-        remedy=f"Raise data_preprocessing.{excess.setting}, shorten the row, or set dataset.when_too_long.",
-    )
-
-
-def _leave_out(_: Conversation, __: Limits, ___: Encode) -> list[EncodedRow]:
-    return []
+def remake(conversation: Conversation, fitting: Fitting, encode: Encode) -> list[EncodedRow]:
+    """Return rows within the limits for a conversation that is above them; none if there is no way."""
+    return _REMAKE[fitting.when_too_long](conversation, fitting.limits, encode)
 
 
 def _shorten_prompt(conversation: Conversation, limits: Limits, encode: Encode) -> list[EncodedRow]:
@@ -176,7 +129,6 @@ def _spread(conversation: Conversation, limits: Limits, encode: Encode) -> list[
 
 
 _REMAKE: dict[str, Callable[[Conversation, Limits, Encode], list[EncodedRow]]] = {
-    "drop": _leave_out,
     "truncate_prompt": _shorten_prompt,
     "split": _spread,
 }

@@ -10,13 +10,19 @@ mathematics. A pack of two documents, S marking the positions whose next token i
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 
-from llamafarm.data.encoding.encode import EncodedRow
+from llamafarm.data.encoding.rows import EncodedRow, EncodedRows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +61,60 @@ class Pack:
         )
 
 
+class Packs(Sequence[Pack]):
+    """Packs that are laid out when they are asked for; how many there are and how full is known before."""
+
+    def __init__(self, rows: Sequence[EncodedRow], groups: Sequence[Sequence[int]]) -> None:
+        self._rows = rows
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, place: int) -> Pack: ...
+    @overload
+    def __getitem__(self, place: slice) -> Packs: ...
+    def __getitem__(self, place: int | slice) -> Pack | Packs:
+        if isinstance(place, slice):
+            return Packs(self._rows, self.groups[place])
+        group = self.groups[place]
+        return build_pack([self._rows[index] for index in group], group)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the tokens and the supervised tokens of each pack."""
+        figures = [_figures_of(self._rows, group) for group in self.groups]
+        return [(int(lengths.sum()), int(supervised.sum())) for lengths, supervised in figures]
+
+
 def pack_rows(
     rows: Sequence[EncodedRow],
-    row_indices: Sequence[int],
+    row_indices: Sequence[int] | NDArray[np.int64],
     max_pack_tokens: int,
     max_pack_rows: int | None = None,
-) -> list[Pack]:
+) -> Packs:
     """Pack the rows that `row_indices` name into packs of at most so many tokens, and rows if that is given.
 
     Best fit, longest first; a row that is longer than a pack gets one of its own. The same lengths always
-    give the same packs.
+    give the same packs; no row is read before its pack is.
     """
-    lengths = [rows[index].num_tokens for index in row_indices]
-    return [
-        build_pack([rows[row_indices[place]] for place in group], [row_indices[place] for place in group])
-        for group in _group_by_best_fit(lengths, max_pack_tokens, max_pack_rows)
-    ]
+    lengths, _ = _figures_of(rows, row_indices)
+    groups = _group_by_best_fit(lengths.tolist(), max_pack_tokens, max_pack_rows)
+    return Packs(rows, [[int(row_indices[place]) for place in group] for group in groups])
+
+
+def _figures_of(
+    rows: Sequence[EncodedRow], indices: Sequence[int] | NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the tokens and the supervised tokens of some rows."""
+    places = np.asarray(indices, np.int64)
+    if isinstance(rows, EncodedRows):
+        return rows.lengths_N[places], rows.num_supervised_N[places]
+    chosen = [rows[index] for index in places]
+    return (
+        np.array([row.num_tokens for row in chosen], np.int32),
+        np.array([row.num_supervised_tokens for row in chosen], np.int32),
+    )
 
 
 def build_pack(rows: Sequence[EncodedRow], row_indices: Sequence[int]) -> Pack:
@@ -95,18 +139,27 @@ def build_pack(rows: Sequence[EncodedRow], row_indices: Sequence[int]) -> Pack:
 def _group_by_best_fit(
     lengths: Sequence[int], max_pack_tokens: int, max_pack_rows: int | None
 ) -> list[list[int]]:
+    """Return groups of places; among the fullest groups with room enough the first one gets a row."""
     groups: list[list[int]] = []
-    room: list[int] = []
+    # The groups that have so much room, as heaps, and the rooms that there are, rising.
+    with_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        fitting = [index for index, free in enumerate(room) if free >= lengths[place]]
-        if fitting:
-            best = min(fitting, key=lambda index: (room[index], index))
+        length = lengths[place]
+        fitting = bisect_left(rooms, length)
+        if fitting < len(rooms):
+            room = rooms[fitting]
+            group = heappop(with_room[room])
+            if not with_room[room]:
+                del with_room[room], rooms[fitting]
         else:
-            best = len(groups)
+            room, group = max_pack_tokens, len(groups)
             groups.append([])
-            room.append(max_pack_tokens)
-        groups[best].append(place)
-        room[best] -= lengths[place]
-        if len(groups[best]) == max_pack_rows:
-            room[best] = 0
+        groups[group].append(place)
+        left = room - length
+        if left > 0 and len(groups[group]) != max_pack_rows:
+            if left not in with_room:
+                with_room[left] = []
+                insort(rooms, left)
+            heappush(with_room[left], group)
     return groups

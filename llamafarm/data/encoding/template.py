@@ -84,6 +84,21 @@ class ChatTemplate:
             ) from None
         self.end_of_turn, self._after_end_of_turn = self._find_end_of_turn(control_tokens)
 
+    def recipe(self) -> dict[str, Any]:
+        """Return everything that renderings follow from, as JSON has it and `from_recipe` takes it."""
+        return {
+            "source": self.source,
+            "special_tokens": dict(sorted(self._special_tokens.items())),
+            "control_tokens": [self.end_of_turn],
+            "joiner": self.joiner,
+            "adds_bos": self._adds_bos,
+        }
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> ChatTemplate:
+        """Return the template that gave a recipe."""
+        return cls(recipe["source"], **{name: recipe[name] for name in recipe if name != "source"})
+
     def render(
         self,
         messages: Sequence[Message],

@@ -6,7 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Texts to lists of token ids, without any special token that the text does not hold itself.
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
@@ -25,7 +30,7 @@ class CutIds(NamedTuple):
     None where that beginning, tokenized alone, is not how the ids of the whole text begin.
     """
 
-    token_ids: Sequence[int]
+    token_ids: NDArray[np.int32]
     num_before: tuple[int | None, ...]
 
 
@@ -49,7 +54,8 @@ class WholeTexts:
         ids_of = dict(zip(parts, self._tokenize(list(parts)), strict=True))
         return [
             CutIds(
-                token_ids := ids_of[text], tuple(_num_leading(ids_of[text[:cut]], token_ids) for cut in cuts)
+                np.asarray(token_ids := ids_of[text], np.int32),
+                tuple(_num_leading(ids_of[text[:cut]], token_ids) for cut in cuts),
             )
             for text, cuts in texts
         ]

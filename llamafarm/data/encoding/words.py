@@ -17,9 +17,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from llamafarm.data.encoding.tokenization import CutIds, CutText, TextEncoder, WholeTexts
@@ -63,11 +63,11 @@ class WordByWord:
         self._boundary = re.compile(rf"(?<=[^\s{last}]) (?=[^\s{first}])")
         # A word whose blanks on both sides are boundaries, as far as it has a say in it.
         self._plain_word = re.compile(rf"(?=[^\s{first}])\S*[^\s{last}]")
-        self._num_before = len(self._encode_all([_BEFORE])[0])
-        # Of words after a blank, plain ones and others, and of those that begin a text.
-        self._plain: dict[str, tuple[int, ...]] = {}
-        self._inner: dict[str, tuple[int, ...]] = {}
-        self._first: dict[str, tuple[int, ...]] = {}
+        self._num_before = len(self._encode_all([_BEFORE])[0]) // 4
+        # The ids, as bytes, of words after a blank, plain ones and others, and of those that begin a text.
+        self._plain: dict[str, bytes] = {}
+        self._inner: dict[str, bytes] = {}
+        self._first: dict[str, bytes] = {}
 
     def encode(self, texts: Sequence[CutText]) -> list[CutIds]:
         """Return the token ids of each text and of its cuts."""
@@ -78,7 +78,7 @@ class WordByWord:
         return [self._assemble(parts) for parts in split]
 
     def _split(self, cut_text: CutText) -> _SplitText:
-        """Cut a text at the last boundary before each of its cuts, and what lies between into words."""
+        """Cut a text at the last boundary before each of its cuts; look up what lies between."""
         text, cuts = cut_text
         starts, beginnings = [0], []
         for cut in cuts:
@@ -88,7 +88,10 @@ class WordByWord:
                 starts.append(start)
             beginnings.append((len(starts) - 1, text[start:cut]))
         ends = [*(start - 1 for start in starts[1:]), len(text)]
-        parts = [self._words_of(text[start:end]) for start, end in zip(starts, ends, strict=True)]
+        parts = [
+            self._look_up(text[start:end], is_first=not start)
+            for start, end in zip(starts, ends, strict=True)
+        ]
         return _SplitText(parts, beginnings)
 
     def _boundary_before(self, text: str, end: int, least: int) -> int:
@@ -99,88 +102,88 @@ class WordByWord:
                 return place + 1
         return least
 
-    def _words_of(self, part: str) -> list[str]:
-        """Return what stands between the boundaries of a text, or of a part of one between two of them."""
+    def _look_up(self, part: str, *, is_first: bool) -> bytes | list[str]:
+        """Return the ids of a part, which lies between two boundaries or ends of a text.
+
+        If not all of them are known yet, or not all blanks are boundaries: what stands between these.
+        """
         words = part.split(" ")
-        unknown = set(words[1:-1]).difference(self._plain)
-        is_plain = self._plain_word.fullmatch
-        # The outer words have one blank each: what is beyond them is no matter.
-        if all(map(is_plain, unknown)) and (
-            len(words) == 1
-            or (self._boundary.search(words[0] + " x") and self._boundary.search("x " + words[-1]))
-        ):
-            return words
+        if len(words) == 1 or self._has_outer_boundaries(words):
+            ids = [self._ids_of(words[0], is_first=is_first), *map(self._plain.get, words[1:-1])]
+            if len(words) > 1:
+                ids.append(self._ids_of(words[-1], is_first=False))
+            if None not in ids:
+                return b"".join(ids)  # type: ignore[arg-type]
+            if all(map(self._plain_word.fullmatch, set(words[1:-1]).difference(self._plain))):
+                return words
         return self._boundary.split(part)
+
+    def _has_outer_boundaries(self, words: Sequence[str]) -> bool:
+        """Return whether the first blank and the last are boundaries, if the words between are plain."""
+        # The outer words have one blank each: what is beyond them is no matter.
+        return bool(self._boundary.search(words[0] + " x") and self._boundary.search("x " + words[-1]))
 
     def _learn(self, split: Sequence[_SplitText]) -> None:
         """Tokenize every word that is not known yet, all of them in one call."""
         first: set[str] = set()
-        plain: set[str] = set()
         inner: set[str] = set()
         for parts, beginnings in split:
-            first.add(parts[0][0])
-            inner.update(part[0] for part in parts[1:])
-            for part in parts:
-                plain.update(part[1:])
+            for place, part in enumerate(parts):
+                if not isinstance(part, bytes):
+                    (inner if place else first).add(part[0])
+                    inner.update(part[1:])
             for place, beginning in beginnings:
                 (inner if place else first).add(beginning)
         first.difference_update(self._first)
-        plain.difference_update(self._plain)
-        inner.difference_update(self._inner)
-        others = {word for word in plain if not self._plain_word.fullmatch(word)}
-        plain -= others
-        after_blank = [*plain, *(inner | others)]
-        found = self._encode_all([f"{_BEFORE} {word}" for word in after_blank])
-        known = {word: ids[self._num_before :] for word, ids in zip(after_blank, found, strict=True)}
-        self._plain.update((word, known[word]) for word in plain)
-        self._inner.update((word, known[word]) for word in inner | others)
-        beginning_ids = self._encode_all(list(first))
-        self._first.update(zip(first, beginning_ids, strict=True))
+        inner.difference_update(self._plain, self._inner)
+        after_blank = list(inner)
+        before = 4 * self._num_before
+        for word, ids in zip(
+            after_blank, self._encode_all([f"{_BEFORE} {word}" for word in after_blank]), strict=True
+        ):
+            (self._plain if self._plain_word.fullmatch(word) else self._inner)[word] = ids[before:]
+        beginnings_of_texts = list(first)
+        self._first.update(zip(beginnings_of_texts, self._encode_all(beginnings_of_texts), strict=True))
 
     def _assemble(self, split: _SplitText) -> CutIds:
-        token_ids: list[int] = []
+        ids = b""
         starts = []
         for place, part in enumerate(split.parts):
-            starts.append(len(token_ids))
-            token_ids += self._inner_ids(part[0]) if place else self._first[part[0]]
-            middle, last = part[1:-1], part[1:][-1:]
-            try:
-                middle_ids = list(chain.from_iterable(map(self._plain.__getitem__, middle)))
-            except KeyError:
-                middle_ids = list(chain.from_iterable(map(self._inner_ids, middle)))
-            token_ids += middle_ids
-            token_ids += chain.from_iterable(map(self._inner_ids, last))
+            starts.append(len(ids))
+            if not isinstance(part, bytes):
+                known = [self._ids_of(part[0], is_first=not place)]
+                known += [self._ids_of(word, is_first=False) for word in part[1:]]
+                part = b"".join(known)  # type: ignore[arg-type]
+            ids += part
         num_before: list[int | None] = []
         for place, text in split.beginnings:
-            ids = self._inner_ids(text) if place else self._first[text]
-            end = starts[place] + len(ids)
-            num_before.append(end if tuple(token_ids[starts[place] : end]) == ids else None)
-        return CutIds(token_ids, tuple(num_before))
+            beginning = self._ids_of(text, is_first=not place)
+            assert beginning is not None
+            is_beginning = ids.startswith(beginning, starts[place])
+            num_before.append((starts[place] + len(beginning)) // 4 if is_beginning else None)
+        return CutIds(np.frombuffer(ids, np.int32), tuple(num_before))
 
-    def _inner_ids(self, word: str) -> tuple[int, ...]:
+    def _ids_of(self, word: str, *, is_first: bool) -> bytes | None:
+        if is_first:
+            return self._first.get(word)
         ids = self._plain.get(word)
-        return self._inner[word] if ids is None else ids
+        return self._inner.get(word) if ids is None else ids
 
-    def _encode_all(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    def _encode_all(self, texts: Sequence[str]) -> list[bytes]:
         batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [tuple(encoding.ids) for encoding in batch]
+        return [np.array(encoding.ids, np.int32).tobytes() for encoding in batch]
 
 
 class _SplitText(NamedTuple):
-    """Words of each part of a text, and of each cut the part it lies in and that part's text up to it."""
+    """Of each part of a text its ids, or its words; of each cut its part, and what that has before it."""
 
-    parts: list[list[str]]
+    parts: list[bytes | list[str]]
     beginnings: list[tuple[int, str]]
 
 
 def encoder_of(backend: Tokenizer) -> TextEncoder:
     """Return the fastest exact encoder of a fast tokenizer."""
-
-    def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        batch = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in batch]
-
-    whole = WholeTexts(tokenize)
+    whole = WholeTexts(_WholeBatch(backend))
     if not _has_separate_words(json.loads(backend.to_str())):
         return whole
     by_word = WordByWord(backend)
@@ -188,9 +191,20 @@ def encoder_of(backend: Tokenizer) -> TextEncoder:
     return by_word if _are_same(by_word.encode(probes), whole.encode(probes)) else whole
 
 
+class _WholeBatch:
+    """A fast tokenizer as a function of texts."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in batch]
+
+
 def _are_same(some: Sequence[CutIds], others: Sequence[CutIds]) -> bool:
     return all(
-        list(one.token_ids) == list(other.token_ids) and one.num_before == other.num_before
+        np.array_equal(one.token_ids, other.token_ids) and one.num_before == other.num_before
         for one, other in zip(some, others, strict=True)
     )
 

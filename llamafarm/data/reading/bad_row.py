@@ -8,6 +8,8 @@ from typing import Any
 Row = Mapping[str, Any]
 # A row with its number from 1, or what is wrong with it.
 NumberedRow = tuple[int, "Row | BadRowError"]
+# The same, or a line of JSON that nobody has parsed yet.
+RawRow = tuple[int, "str | Row | BadRowError"]
 
 _MOST_KEYS_SHOWN = 12
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from llamafarm.data.reading.bad_row import BadRowError, NumberedRow
+from llamafarm.data.reading.bad_row import BadRowError, RawRow
 from llamafarm.data.reading.json_rows import read_json_rows, read_json_texts, write_row
-from llamafarm.data.reading.streams import DAMAGED, PACKED_SUFFIXES, finish, open_stream
+from llamafarm.data.reading.streams import DAMAGED, PACKED_SUFFIXES, SeenBytes, finish, open_stream
 from llamafarm.data.reading.tables import read_csv_rows, read_parquet_rows
 from llamafarm.errors import DataError
 
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
-
 _PARQUET_MAGIC = b"PAR1"
+_BLOCK_BYTES = 2**20
 _TABLE_SUFFIXES = (".csv", ".tsv")
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", *_TABLE_SUFFIXES)
 
@@ -44,13 +40,24 @@ def data_files(path: Path) -> list[Path]:
     return [path]
 
 
-def read_rows(path: Path, hasher: Hash) -> Iterator[NumberedRow]:
-    """Yield the rows of one file, and what is wrong with those that are none; `hasher` gets the file's bytes.
+def read_bytes(path: Path, seen: SeenBytes) -> None:
+    """Read a file as it lies on the disk. Raises `DataError`."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK_BYTES):
+                seen.update(block)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
-    Raises `DataError` where the file as a whole cannot be read.
+
+def read_rows(path: Path, seen: SeenBytes) -> Iterator[RawRow]:
+    """Yield the rows of one file, and what is wrong with those that are none; `seen` gets the file's bytes.
+
+    Rows of a file of lines come as they stand there. Raises `DataError` where the file as a whole cannot be
+    read.
     """
     try:
-        with open_stream(path, hasher) as stream:
+        with open_stream(path, seen) as stream:
             if stream.peek(4).startswith(_PARQUET_MAGIC):
                 yield from read_parquet_rows(path)
             elif _kind_suffix(path) in _TABLE_SUFFIXES:
@@ -59,11 +66,7 @@ def read_rows(path: Path, hasher: Hash) -> Iterator[NumberedRow]:
                 yield from read_json_rows(stream)
             finish(stream)
     except OSError as error:
-        raise DataError(
-            f"the file cannot be read: {error.strerror or error}",
-            where=str(path),
-            remedy="Check the file and its permissions.",
-        ) from error
+        raise _unreadable(path, error) from error
     except DAMAGED as error:
         raise DataError(
             f"the compressed file is damaged: {error}", where=str(path), remedy="Copy or pack it again."
@@ -77,12 +80,12 @@ def read_row_texts(path: Path) -> Iterator[tuple[int, str]]:
 
     For files that `read_rows` read without an error.
     """
-    with open_stream(path, hashlib.sha256()) as stream:
+    with open_stream(path, SeenBytes()) as stream:
         if not (stream.peek(4).startswith(_PARQUET_MAGIC) or _kind_suffix(path) in _TABLE_SUFFIXES):
             yield from read_json_texts(stream)
             return
-    for row_number, row in read_rows(path, hashlib.sha256()):
-        if not isinstance(row, BadRowError):
+    for row_number, row in read_rows(path, SeenBytes()):
+        if not isinstance(row, str | BadRowError):
             yield row_number, write_row(row)
 
 
@@ -90,6 +93,14 @@ def stem_of(path: Path) -> str:
     """Return a data file's name without what says its kind and how it is packed: `a.b` of `a.b.csv.gz`."""
     packed = path.with_suffix("") if path.suffix.lower() in PACKED_SUFFIXES else path
     return packed.stem if packed.suffix.lower() in DATA_SUFFIXES else packed.name
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"the file cannot be read: {error.strerror or error}",
+        where=str(path),
+        remedy="Check the file and its permissions.",
+    )
 
 
 def _is_data_file(path: Path) -> bool:

@@ -11,24 +11,22 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NoReturn
 
-from llamafarm.data.reading.bad_row import BadRowError, NumberedRow, Row, shorten, show_keys
+from llamafarm.data.reading.bad_row import BadRowError, NumberedRow, RawRow, Row, shorten, show_keys
 from llamafarm.data.reading.streams import NumberedLine, iterate_text_lines
 
 # A list has to be held whole, as text and as objects.
 _MOST_CHARACTERS_OF_A_LIST = 512 * 2**20
 
 
-def read_json_rows(stream: io.BufferedReader) -> Iterator[NumberedRow]:
-    """Yield the rows of a file of lines, or of one list, whichever it begins as."""
+def read_json_rows(stream: io.BufferedReader) -> Iterator[RawRow]:
+    """Yield the rows of a file of lines, not parsed yet, or of one list, whichever it begins as."""
     is_document, lines = _begin(stream)
     if is_document:
         yield from _read_list(_whole_text(lines))
         return
     for line_number, line in lines:
-        if not isinstance(line, str):
+        if not isinstance(line, str) or line.strip():
             yield line_number, line
-        elif line.strip():
-            yield line_number, _row_or_fault(line)
 
 
 def read_json_texts(stream: io.BufferedReader) -> Iterator[tuple[int, str]]:
@@ -87,13 +85,6 @@ def parse_json(text: str) -> Any:
         raise BadRowError(
             f"{which} is not JSON ({reason}): {shorten(shown)}", "Write one JSON object on each line (JSONL)."
         ) from None
-
-
-def _row_or_fault(line: str) -> Row | BadRowError:
-    try:
-        return parse_row(line)
-    except BadRowError as bad:
-        return bad
 
 
 def _whole_text(lines: Iterator[NumberedLine]) -> str:

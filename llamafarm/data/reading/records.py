@@ -6,25 +6,27 @@ rendering in `template`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row
-from llamafarm.data.reading.files import data_files, read_rows
+from llamafarm.data.reading.files import data_files, read_bytes, read_rows
 from llamafarm.data.reading.formats import (
     FORMATS,
-    RowFormat,
     check_keys,
     check_turns,
     detect_format,
     read_tools,
     rename_columns,
 )
+from llamafarm.data.reading.json_rows import parse_row
+from llamafarm.data.reading.streams import SeenBytes
 from llamafarm.errors import DataError
 from llamafarm.strategy.sections.data import DataPreprocessing, Dataset
+
+_FORMAT_NAMED = {row_format.name: row_format for row_format in FORMATS}
 
 # Bad rows beyond these are counted, not listed.
 _MOST_BAD_ROWS_LISTED = 20
@@ -59,8 +61,8 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class DataFile:
-    """A data file that has been read: its rows, the name of their form, and the hash of its bytes.
+class FileReport:
+    """What was read of a data file: how many rows of which form, what was left out, the hash of its bytes.
 
     `num_empty_rows` and `num_bad_rows` were left out, because they were asked to be; of the bad ones the
     first are in `bad_rows`.
@@ -68,8 +70,8 @@ class DataFile:
 
     path: Path
     format_name: str
-    conversations: tuple[Conversation, ...]
     sha256: str
+    num_rows: int
     num_empty_rows: int = 0
     num_bad_rows: int = 0
     bad_rows: tuple[BadRow, ...] = ()
@@ -86,6 +88,36 @@ class DataFile:
                 f"(dataset.on_bad_row): {first}"
             )
         return said
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile(FileReport):
+    """A data file that has been read into memory."""
+
+    conversations: tuple[Conversation, ...] = ()
+
+
+class RowParser:
+    """Rows of files as conversations. Which form they have is told from the first, if no name says so."""
+
+    def __init__(self, options: ReadOptions) -> None:
+        self._columns = dict(options.columns)
+        self.format_name = None if options.format_name == "auto" else options.format_name
+
+    def parse(self, row_number: int, raw: str | Row | BadRowError) -> Conversation:
+        """Return a row as a conversation. Raises `BadRowError` if it is none."""
+        if isinstance(raw, BadRowError):
+            raise raw
+        row = parse_row(raw) if isinstance(raw, str) else raw
+        if self._columns:
+            row = rename_columns(row, self._columns)
+        if self.format_name is None:
+            self.format_name = detect_format(row).name
+        row_format = _FORMAT_NAMED[self.format_name]
+        check_keys(row, row_format)
+        messages = row_format.read_messages(row)
+        check_turns(messages)
+        return Conversation(messages, row_number, read_tools(row))
 
 
 class DataReader:
@@ -105,33 +137,68 @@ class DataReader:
         self.num_empty_rows = 0
         self.num_bad_rows = 0
         self.bad_rows: list[BadRow] = []
+        self._seen = SeenBytes()
+
+    def num_bytes(self) -> int:
+        """Return how large the files are."""
+        return sum(file.stat().st_size for file in data_files(self.path))
+
+    @property
+    def num_bytes_read(self) -> int:
+        """Return how far reading has come."""
+        return self._seen.num_bytes
+
+    def hash_files(self) -> str:
+        """Return what `sha256` will be, without parsing anything. Raises `DataError`."""
+        seen = SeenBytes()
+        for file in data_files(self.path):
+            read_bytes(file, seen)
+        return seen.sha256.hexdigest()
 
     def __iter__(self) -> Iterator[Conversation]:
         """Read from the beginning."""
+        parser = RowParser(self.options)
+        for file, row_number, raw in self.iterate_raw():
+            try:
+                conversation = parser.parse(row_number, raw)
+            except BadRowError as bad:
+                self.leave_out(bad, file, row_number)
+                continue
+            self.num_rows += 1
+            yield conversation
+        self.finish(parser)
+
+    def iterate_raw(self) -> Iterator[tuple[Path, int, str | Row | BadRowError]]:
+        """Yield file, number and row, not parsed yet; whoever parses them counts and calls `finish`."""
         self.num_rows = self.num_empty_rows = self.num_bad_rows = 0
         self.bad_rows = []
-        row_format = next((known for known in FORMATS if known.name == self.options.format_name), None)
-        hasher = hashlib.sha256()
+        self._seen = SeenBytes()
         for file in data_files(self.path):
-            for row_number, row in read_rows(file, hasher):
-                try:
-                    if isinstance(row, BadRowError):
-                        raise row
-                    if self.options.columns:
-                        row = rename_columns(row, self.options.columns)
-                    row_format = row_format or detect_format(row)
-                    conversation = _read_row(row, row_number, row_format)
-                except BadRowError as bad:
-                    self._leave_out(bad, f"{file}:{row_number}")
-                    continue
-                self.num_rows += 1
-                yield conversation
-        if not self.num_rows or row_format is None:
-            raise self._without_rows()
-        self.format_name, self.sha256 = row_format.name, hasher.hexdigest()
+            for row_number, raw in read_rows(file, self._seen):
+                yield file, row_number, raw
+        self.sha256 = self._seen.sha256.hexdigest()
 
-    def _leave_out(self, bad: BadRowError, where: str) -> None:
+    def finish(self, parser: RowParser) -> None:
+        """Take over the form that was found. Raises `DataError` if there was no row."""
+        if not self.num_rows or parser.format_name is None:
+            raise self._without_rows()
+        self.format_name = parser.format_name
+
+    def report(self) -> FileReport:
+        """Return what was read."""
+        return FileReport(
+            self.path,
+            self.format_name,
+            self.sha256,
+            self.num_rows,
+            self.num_empty_rows,
+            self.num_bad_rows,
+            tuple(self.bad_rows),
+        )
+
+    def leave_out(self, bad: BadRowError, file: Path, row_number: int) -> None:
         """Count a row that may be left out. Raises `DataError` if it may not."""
+        where = f"{file}:{row_number}"
         if self.options.filter_empty and isinstance(bad, EmptyTurnError):
             self.num_empty_rows += 1
         elif self.options.skips_bad_rows:
@@ -160,19 +227,6 @@ def read_data_file(path: Path, options: ReadOptions | None = None) -> DataFile:
     """Read every row of a data file, as `DataReader` does and with its errors, into memory."""
     reader = DataReader(path, options)
     conversations = tuple(reader)
-    return DataFile(
-        path,
-        reader.format_name,
-        conversations,
-        reader.sha256,
-        reader.num_empty_rows,
-        reader.num_bad_rows,
-        tuple(reader.bad_rows),
-    )
-
-
-def _read_row(row: Row, row_number: int, row_format: RowFormat) -> Conversation:
-    check_keys(row, row_format)
-    messages = row_format.read_messages(row)
-    check_turns(messages)
-    return Conversation(messages, row_number, read_tools(row))
+    report = reader.report()
+    known = {each.name: getattr(report, each.name) for each in fields(report)}
+    return DataFile(**known, conversations=conversations)

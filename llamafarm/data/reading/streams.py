@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llamafarm.data.reading.bad_row import BadRowError, shorten
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 # A line with its number from 1, or what is wrong with it.
 NumberedLine = tuple[int, str | BadRowError]
@@ -40,19 +38,32 @@ DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 _UTF_8_BOM, _UTF_16_BOMS = b"\xef\xbb\xbf", {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
-class _HashedFile(io.RawIOBase):
-    """A file whose bytes are hashed in passing; it is read from its beginning to its end."""
+class SeenBytes:
+    """What has been read of the files on the disk: how much, and the hash of it."""
 
-    def __init__(self, path: Path, hasher: Hash) -> None:
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def update(self, content: bytes | memoryview) -> None:
+        """Count and hash what was read."""
+        self.num_bytes += len(content)
+        self.sha256.update(content)
+
+
+class _SeenFile(io.RawIOBase):
+    """A file whose bytes are told of in passing; it is read from its beginning to its end."""
+
+    def __init__(self, path: Path, seen: SeenBytes) -> None:
         self._file = path.open("rb")
-        self._hasher = hasher
+        self._seen = seen
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         num_bytes = self._file.readinto(buffer)
-        self._hasher.update(buffer[:num_bytes])
+        self._seen.update(buffer[:num_bytes])
         return num_bytes
 
     def close(self) -> None:
@@ -60,12 +71,12 @@ class _HashedFile(io.RawIOBase):
         super().close()
 
 
-def open_stream(path: Path, hasher: Hash) -> io.BufferedReader:
-    """Return the bytes of a file, unpacked where it is compressed; reading them feeds `hasher`.
+def open_stream(path: Path, seen: SeenBytes) -> io.BufferedReader:
+    """Return the bytes of a file, unpacked where it is compressed; reading them feeds `seen`.
 
     Raises `OSError`, or one of `DAMAGED` while it is read.
     """
-    raw: io.BufferedReader[Any] = io.BufferedReader(_HashedFile(path, hasher), _BLOCK_BYTES)
+    raw: io.BufferedReader[Any] = io.BufferedReader(_SeenFile(path, seen), _BLOCK_BYTES)
     beginning = raw.peek(8)
     for magic, unpack in _PACKED.items():
         if beginning.startswith(magic):

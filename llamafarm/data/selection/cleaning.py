@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llamafarm.data.conversation import Conversation
+import numpy as np
+
 from llamafarm.data.reading.files import read_row_texts
-from llamafarm.data.reading.records import BadRow, ReadOptions, read_data_file
-from llamafarm.data.selection.corpus import conversation_key, drop_repeats, write_lines
-from llamafarm.data.selection.near_duplicates import NearDuplicates
-from llamafarm.data.selection.quality import filter_quality
+from llamafarm.data.reading.records import BadRow, DataReader, ReadOptions
+from llamafarm.data.selection.corpus import trace_rows, write_lines
+from llamafarm.data.selection.near_duplicates import group_near_duplicates
+from llamafarm.data.selection.quality import RULES, first_broken_rules
+from llamafarm.data.selection.traces import Traces, TracesWanted, first_of_repeats
 from llamafarm.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Of the strategy, whose settings ask for what is left out.
 _SECTION = "data_preprocessing"
+_REPEATS, _NEARLY = "they repeat earlier rows", "they are nearly the same as earlier rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,38 +54,51 @@ class LeftOut:
 
 
 def clean_rows(
-    parts: Sequence[Sequence[Conversation]], rules: CleaningRules
-) -> tuple[list[list[Conversation]], list[LeftOut]]:
-    """Return the rows of each part that stay, and those that do not; an earlier part keeps its rows."""
-    kept = [list(part) for part in parts]
+    parts: Sequence[Traces], rules: CleaningRules
+) -> tuple[list[NDArray[np.int64]], list[LeftOut]]:
+    """Return which rows of each part stay, and those that do not; an earlier part keeps its rows."""
+    kept = [np.arange(len(part)) for part in parts]
     left_out: list[LeftOut] = []
     if rules.drops_repeats:
-        kept = _without_repeats(kept)
-        left_out += _difference(
-            parts, kept, "they repeat earlier rows", "data_preprocessing.remove_duplicates"
+        first_N = first_of_repeats(np.concatenate([part.keys_N2 for part in parts]))
+        kept = _without(
+            parts, kept, first_N < np.arange(len(first_N)), _REPEATS, "remove_duplicates", left_out
         )
     if rules.near_duplicate_threshold is not None:
-        before = kept
-        seen = NearDuplicates(rules.near_duplicate_threshold)
-        kept = [[row for row in part if seen.add_if_new(row)] for part in before]
-        left_out += _difference(
-            before,
-            kept,
-            "they are nearly the same as earlier rows",
-            f"{_SECTION}.remove_near_duplicates",
+        shingled = [part.shingled for part in parts]
+        first_N = np.array(group_near_duplicates(shingled, kept, rules.near_duplicate_threshold))
+        kept = _without(
+            parts, kept, first_N < np.arange(len(first_N)), _NEARLY, "remove_near_duplicates", left_out
         )
     if rules.filters_quality:
-        for place, part in enumerate(kept):
-            kept[place], removed = filter_quality(part)
-            left_out += [
-                LeftOut(
-                    found.rule.meaning,
-                    f"data_preprocessing.filter_quality: {found.rule.name}",
-                    found.row_numbers,
-                )
-                for found in removed
-            ]
+        broken = [first_broken_rules(part.quality_N[rows]) for part, rows in zip(parts, kept, strict=True)]
+        for place, (part, rows) in enumerate(zip(parts, kept, strict=True)):
+            for number, rule in enumerate(RULES):
+                gone = part.row_numbers_N[rows[broken[place] == number]]
+                if len(gone):
+                    setting = f"{_SECTION}.filter_quality: {rule.name}"
+                    left_out.append(LeftOut(rule.meaning, setting, tuple(gone.tolist())))
+            kept[place] = rows[broken[place] < 0]
     return kept, left_out
+
+
+def _without(
+    parts: Sequence[Traces],
+    kept: Sequence[NDArray[np.int64]],
+    is_gone_N: NDArray[np.bool_],
+    reason: str,
+    setting: str,
+    left_out: list[LeftOut],
+) -> list[NDArray[np.int64]]:
+    """Return the rows of each part that are left; those that are gone are added to `left_out`."""
+    gone_of_parts = np.split(is_gone_N, np.cumsum([len(rows) for rows in kept])[:-1])
+    numbers = [
+        part.row_numbers_N[rows[is_gone]]
+        for part, rows, is_gone in zip(parts, kept, gone_of_parts, strict=True)
+    ]
+    if is_gone_N.any():
+        left_out.append(LeftOut(reason, f"{_SECTION}.{setting}", tuple(np.concatenate(numbers).tolist())))
+    return [rows[~is_gone] for rows, is_gone in zip(kept, gone_of_parts, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +130,13 @@ def clean_file(path: Path, output: Path, rules: CleaningRules) -> CleanReport:
             where=f"--output {output}",
             remedy="Choose another name.",
         )
-    data = read_data_file(path, ReadOptions(filter_empty=False, skips_bad_rows=True))
-    (kept,), left_out = clean_rows([data.conversations], rules)
-    numbers = {row.row_number for row in kept}
-    write_lines(output, [text for row_number, text in read_row_texts(path) if row_number in numbers])
-    num_rows = len(data.conversations) + data.num_bad_rows
-    return CleanReport(output, num_rows, len(kept), tuple(left_out), data.num_bad_rows, data.bad_rows)
-
-
-def _without_repeats(parts: Sequence[Sequence[Conversation]]) -> list[list[Conversation]]:
-    kept = [drop_repeats(part) for part in parts]
-    earlier = {conversation_key(row) for row in kept[0]}
-    return [kept[0], *([row for row in part if conversation_key(row) not in earlier] for part in kept[1:])]
-
-
-def _difference(
-    before: Sequence[Sequence[Conversation]],
-    after: Sequence[Sequence[Conversation]],
-    reason: str,
-    setting: str,
-) -> list[LeftOut]:
-    stayed = {id(row) for part in after for row in part}
-    gone = tuple(row.row_number for part in before for row in part if id(row) not in stayed)
-    return [LeftOut(reason, setting, gone)] if gone else []
+    reader = DataReader(path, ReadOptions(filter_empty=False, skips_bad_rows=True))
+    wanted = TracesWanted(rules.filters_quality, rules.near_duplicate_threshold is not None)
+    with trace_rows(reader, wanted) as traces:
+        (kept,), left_out = clean_rows([traces], rules)
+        numbers = set(traces.row_numbers_N[kept].tolist())
+    write_lines(output, (text for row_number, text in read_row_texts(path) if row_number in numbers))
+    num_rows = reader.num_rows + reader.num_bad_rows
+    return CleanReport(
+        output, num_rows, len(kept), tuple(left_out), reader.num_bad_rows, tuple(reader.bad_rows)
+    )

@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TypeVar
 
-from llamafarm.data.conversation import Conversation
+import numpy as np
+
+from llamafarm.data.columns import ColumnWriter
 from llamafarm.data.reading.files import data_files, read_row_texts, stem_of
-from llamafarm.data.reading.records import read_data_file
+from llamafarm.data.reading.records import DataReader
 from llamafarm.data.selection.near_duplicates import group_near_duplicates
+from llamafarm.data.selection.traces import Traces, TracesWanted, trace_conversations
 from llamafarm.errors import DataError, InputError, OutputError
 
 Row = TypeVar("Row")
 
 SPLIT_THRESHOLD = 0.85
 """Rows that are as alike as this, or more, never fall on both sides of a split."""
+
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +41,15 @@ class SplitResult:
     num_kept_together: int
 
 
-def conversation_key(conversation: Conversation) -> Hashable:
-    """Return what makes two rows duplicates: equal turns, but for case and white space, and equal tools."""
-    turns = tuple(
-        (message.role, " ".join(f"{message.content} {message.input}".casefold().split()))
-        for message in conversation.messages
-    )
-    extras = [message.extras for message in conversation.messages]
-    if not any(extras) and not conversation.tools:
-        return turns
-    return turns, json.dumps([extras, conversation.tools], sort_keys=True, default=str)
-
-
-def drop_repeats(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """Return the conversations without those that repeat an earlier one."""
-    first_of: dict[Hashable, Conversation] = {}
-    for conversation in conversations:
-        first_of.setdefault(conversation_key(conversation), conversation)
-    return list(first_of.values())
+@contextmanager
+def trace_rows(reader: DataReader, wanted: TracesWanted) -> Iterator[Traces]:
+    """Read a file and yield the traces of its rows, which lie in files for as long as they are needed."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        writer = ColumnWriter(Path(folder))
+        conversations = iter(reader)
+        while block := list(islice(conversations, _ROWS_AT_ONCE)):
+            writer.append(trace_conversations(block, wanted).columns())
+        yield Traces.of_columns(writer.finish())
 
 
 def split_rows(
@@ -135,37 +134,56 @@ def split_file(
             where="--eval-percent",
             remedy="10 is usual; 5 for very small files, 15 to 20 for firmer figures.",
         )
-    data = read_data_file(path)
-    lines = [text for file in data_files(path) for _, text in read_row_texts(file)]
-    keys = group_near_duplicates(data.conversations, SPLIT_THRESHOLD)
-    strata = None if stratify_by is None else _strata_of(lines, stratify_by, path)
-    train_lines, eval_lines = split_rows(lines, keys, eval_percent, seed, str(path), strata=strata)
-    folder, stem = output_dir or path.parent, stem_of(path)
-    train_file, eval_file = folder / f"{stem}_train.jsonl", folder / f"{stem}_eval.jsonl"
-    for file, part in ((train_file, train_lines), (eval_file, eval_lines)):
-        write_lines(file, part)
-    num_kept_together = max(len(train_lines) - _num_train_rows(len(lines), eval_percent), 0)
-    return SplitResult(train_file, eval_file, len(train_lines), len(eval_lines), num_kept_together)
+    strata: list[str] | None = None if stratify_by is None else []
+    with trace_rows(DataReader(path), TracesWanted(of_near_duplicates=True)) as traces:
+        places = list(range(len(traces)))
+        keys = group_near_duplicates([traces.shingled], [np.arange(len(traces))], SPLIT_THRESHOLD)
+    with TemporaryFile() as spool:
+        # Of each row where its text begins, so that a shuffled file is written without holding it.
+        starts = [0]
+        for file in data_files(path):
+            for _, text in read_row_texts(file):
+                starts.append(starts[-1] + spool.write(text.encode()))
+                if strata is not None:
+                    strata.append(_stratum_of(text, stratify_by))
+        if strata is not None and not any(strata):
+            raise _without_column(stratify_by, path)
+
+        def text_of(place: int) -> str:
+            spool.seek(starts[place])
+            return spool.read(starts[place + 1] - starts[place]).decode()
+
+        train, evaluation = split_rows(places, keys, eval_percent, seed, str(path), strata=strata)
+        folder, stem = output_dir or path.parent, stem_of(path)
+        train_file, eval_file = folder / f"{stem}_train.jsonl", folder / f"{stem}_eval.jsonl"
+        for file, part in ((train_file, train), (eval_file, evaluation)):
+            write_lines(file, map(text_of, part))
+    num_kept_together = max(len(train) - _num_train_rows(len(places), eval_percent), 0)
+    return SplitResult(train_file, eval_file, len(train), len(evaluation), num_kept_together)
 
 
-def _strata_of(lines: Sequence[str], column: str, path: Path) -> list[str]:
-    """Return each row's value in a column as JSON; rows without it are a stratum of their own."""
-    rows = [json.loads(line) for line in lines]
-    if not any(column in row for row in rows):
-        raise InputError(
-            f"no row has the column {column!r}",
-            where=f"--stratify-by, {path}",
-            remedy="Name a column of the file.",
-        )
-    return [json.dumps(row[column], sort_keys=True) if column in row else "" for row in rows]
+def _stratum_of(line: str, column: str | None) -> str:
+    """Return a row's value in a column as JSON; nothing if it has none."""
+    row = json.loads(line)
+    return json.dumps(row[column], sort_keys=True) if column in row else ""
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
+def _without_column(column: str | None, path: Path) -> InputError:
+    return InputError(
+        f"no row has the column {column!r}",
+        where=f"--stratify-by, {path}",
+        remedy="Name a column of the file.",
+    )
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines to a file, which is whole or not there. Raises `OutputError`."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes("".join(line + "\n" for line in lines).encode())
+        with unfinished.open("wb") as file:
+            for line in lines:
+                file.write(line.encode() + b"\n")
         os.replace(unfinished, path)
     except OSError as error:
         raise OutputError(

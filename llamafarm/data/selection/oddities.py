@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import eq
+
+from llamafarm.data.conversation import Conversation
 
 # UTF-8 that was read as Latin-1: the first byte of a character as Ã, Â or â, and what follows it.
 _MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â[\u0080-\u00bf€™œž]")
@@ -21,10 +24,11 @@ def repeats_itself(text: str) -> bool:
     """Return whether some words in a row come again and again, right after each other."""
     words = text.split()
     for size in range(1, _LOOP_WORDS + 1):
-        num_equal = 0
-        for word, later in zip(words, words[size:], strict=False):
-            num_equal = num_equal + 1 if word == later else 0
-            if num_equal == size * (_LOOPS - 1):
+        num_equal = size * (_LOOPS - 1)
+        # So many words in a row that are equal to later ones have one in every so many words.
+        if any(map(eq, words[::num_equal], words[size::num_equal])):
+            is_equal = bytes(map(eq, words, words[size:]))
+            if bytes([True] * num_equal) in is_equal:
                 return True
     return False
 
@@ -42,3 +46,9 @@ TEXT_ODDITIES: dict[str, Callable[[str], object]] = {
     LOOP: repeats_itself,
 }
 """Each oddity's name, and what finds it in a text: something true if it is there."""
+
+
+def oddity_bits(conversation: Conversation) -> int:
+    """Return which oddities a conversation has: bit n stands for entry n of `TEXT_ODDITIES`."""
+    texts = [message.content for message in conversation.messages]
+    return sum(any(map(is_odd, texts)) << bit for bit, is_odd in enumerate(TEXT_ODDITIES.values()))

@@ -93,6 +93,9 @@ class DataPreprocessing(Section):
     """Give the training rows a new order in each epoch. False keeps that of the file."""
     seed: NotNegativeInt | None = None
     """Seed of that order. Unset: `environment.seed`."""
+    cache_dir: str | None = Field(default=None, min_length=1)
+    """Folder in which large files are kept encoded, for later runs. Unset: `llamafarm/tokens` in the user's
+    cache folder; what nobody has used for a month is removed from it."""
 
 
 PLACEHOLDERS = ("system", "instruction", "input", "output")

@@ -97,8 +97,8 @@ class TrainingArgs(Section):
     """How much lower the metric must be to count as better, in the metric's own unit; 0 takes any gain."""
 
     dataloader_num_workers: NotNegativeInt | None = None
-    """Threads that tokenize rows before the first step; 0 means the main one does it. Unset: as many as there
-    are cores."""
+    """Processes that encode the rows of a large file, and threads that tokenize those of a small one; 0 means
+    that this process does it alone. Unset: as many as there are cores, and 8 processes at most."""
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> Self:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llamafarm.data.encoding.encode import EncodedRow
+import numpy as np
+
 from llamafarm.data.encoding.pack import pack_rows
+from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.errors import MachineError
 from llamafarm.hardware.device import Device, available_memory_bytes
 from llamafarm.hardware.process import can_return_freed_memory, resident_memory_bytes
@@ -35,8 +37,8 @@ _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class PreparedRows:
     """The rows of a run and which of them each step sees."""
 
-    train_rows: Sequence[EncodedRow]
-    eval_rows: Sequence[EncodedRow]
+    train_rows: EncodedRows
+    eval_rows: EncodedRows
     plan: LoopPlan
     eval_rows_per_pack: int | None
 
@@ -160,7 +162,7 @@ def describe_remedy(decision: MemoryDecision) -> str:
 
 def _cut(request: MemoryRequest, rows: PreparedRows, pack_tokens: int) -> Cut:
     """Return the run with packs of the device's preferred size."""
-    longest = max(row.num_tokens for row in rows.train_rows)
+    longest = int(rows.train_rows.lengths_N.max())
 
     def pack_with(pack_tokens: int, max_length: int) -> Packing:
         return _pack(rows, pack_tokens, max_length)
@@ -170,33 +172,27 @@ def _cut(request: MemoryRequest, rows: PreparedRows, pack_tokens: int) -> Cut:
 
 
 def _pack(rows: PreparedRows, pack_tokens: int, max_length: int) -> Packing:
-    plan = rows.plan
-    fits = [row.num_tokens <= max_length for row in rows.train_rows]
+    plan, train_rows, eval_rows = rows.plan, rows.train_rows, rows.eval_rows
+    fits_N = train_rows.lengths_N <= max_length
     stride = max(plan.num_steps // _NUM_SAMPLED_STEPS, 1)
     sizes: list[PackSize] = []
     for step in range(1, plan.num_steps + 1, stride):
-        indices = [index for index in plan.rows_of_step(step) if fits[index]]
-        sizes += [
-            PackSize(pack.num_tokens, pack.num_supervised_tokens, finds_gradients=place > 0)
-            for place, pack in enumerate(pack_rows(rows.train_rows, indices, pack_tokens))
-        ]
-    kept_eval = [index for index, row in enumerate(rows.eval_rows) if row.num_tokens <= max_length]
-    eval_packs = pack_rows(rows.eval_rows, kept_eval, pack_tokens, rows.eval_rows_per_pack)
-    lengths = [row.num_tokens for row, is_kept in zip(rows.train_rows, fits, strict=True) if is_kept]
+        indices = [index for index in plan.rows_of_step(step) if fits_N[index]]
+        packs = pack_rows(train_rows, indices, pack_tokens)
+        sizes += [PackSize(*size, finds_gradients=place > 0) for place, size in enumerate(packs.sizes())]
+    kept_eval = np.flatnonzero(eval_rows.lengths_N <= max_length)
+    eval_packs = pack_rows(eval_rows, kept_eval, pack_tokens, rows.eval_rows_per_pack)
     # A row that no step looked at may be the longest.
-    longest = max(lengths, default=0)
-    sizes += [
-        PackSize(longest, row.num_supervised_tokens) for row in rows.train_rows if row.num_tokens == longest
-    ][:1]
+    longest = int(train_rows.lengths_N[fits_N].max(initial=0))
+    of_longest = train_rows.num_supervised_N[train_rows.lengths_N == longest]
+    sizes += [PackSize(longest, int(of_longest.max()))] if longest else []
     return Packing(
         pack_tokens=pack_tokens,
         max_length=max_length,
         longest_row_tokens=longest,
         training_packs=_largest(sizes),
-        evaluation_packs=_largest(
-            [PackSize(pack.num_tokens, pack.num_supervised_tokens) for pack in eval_packs]
-        ),
-        num_rows_left_out=fits.count(False),
+        evaluation_packs=_largest([PackSize(*size) for size in set(eval_packs.sizes())]),
+        num_rows_left_out=int((~fits_N).sum()),
     )
 
 

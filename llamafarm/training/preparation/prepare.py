@@ -12,42 +12,37 @@ from typing import Any
 
 import torch
 
-from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.fitting import Limits
+from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.data.encoding.template import ChatTemplate
-from llamafarm.data.encoding.tokenization import TextEncoder
-from llamafarm.data.reading.records import DataFile
+from llamafarm.data.reading.records import FileReport
 from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
 from llamafarm.hardware.process import keep_few_kernels
-from llamafarm.model.hub import ModelSource, find_source, local_folder
+from llamafarm.model.hub import ModelSource, find_source
 from llamafarm.model.load import (
     Base,
-    control_token_texts,
     find_base,
     load_config,
     load_model,
     load_tokenizer,
-    text_encoder,
     use_tokenizer_threads,
 )
 from llamafarm.model.prompt import build_template
-from llamafarm.model.untrained import find_untrained_tokens
 from llamafarm.planning.fit import MemoryDecision
 from llamafarm.planning.guide.match import most_rows_at_once
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
 from llamafarm.training.loop import Every, LoopPlan
 from llamafarm.training.preparation.batch import settle_batch_size
-from llamafarm.training.preparation.gate import GateFacts, check_gate
+from llamafarm.training.preparation.gate import check_gate, gate_figures
 from llamafarm.training.preparation.memory import PreparedRows, settle_method_and_memory
 from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.rows import (
     Choice,
-    encode_rows,
     limits_of,
-    read_files,
+    read_tables,
     settle_rows,
     wants_evaluation,
 )
@@ -65,9 +60,9 @@ class Preparation:
     device: Device
     precision: PrecisionChoice
     method: Method
-    train_rows: list[EncodedRow]
-    eval_rows: list[EncodedRow]
-    data_files: list[DataFile]
+    train_rows: EncodedRows
+    eval_rows: EncodedRows
+    data_files: list[FileReport]
     plan: LoopPlan
     memory: MemoryDecision
     max_length: int
@@ -96,8 +91,6 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
 
     method = prepare_method(strategy.method, base, device, choices, memory_is_short=False)
 
-    files = read_files(loaded)
-    train, evaluation = settle_rows(loaded, files, choices, warnings)
     tokenizer = load_tokenizer(base)
     template, template_origin = build_template(
         tokenizer, strategy.prompt_template.format, strategy.prompt_template.system
@@ -105,14 +98,15 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     choices.append(Choice("template", f"answers end with {template.end_of_turn}", template_origin))
 
     limits = limits_of(strategy.data_preprocessing, load_config(base))
-    encoder = _encoder_with_threads(tokenizer, strategy.training_args.dataloader_num_workers)
-    train_rows, eval_rows = (
-        encode_rows(part, template, encoder, strategy.dataset, limits, kind, warnings)
-        for part, kind in ((train, "training"), (evaluation, "evaluation"))
-    )
+    _use_tokenizer_threads(strategy)
+    tables = read_tables(loaded, tokenizer, template, limits, scratch_dir)
+    files = [table.report for table in tables]
+    train_rows, eval_rows = settle_rows(loaded, tables, limits, choices, warnings)
     _check_rows_left(strategy, train_rows, eval_rows, files, limits)
     plan = _settle_loop(strategy, len(train_rows), device, choices, has_evaluation=bool(eval_rows))
-    warnings += _check_gate(strategy, base, tokenizer, template, train_rows, plan, method, str(files[0].path))
+    figures = gate_figures(base, tokenizer, template, method.type)
+    figures.add(train_rows)
+    warnings += check_gate(figures, plan.steps_per_epoch, strategy.dataset.allow, str(files[0].path))
     rows = PreparedRows(train_rows, eval_rows, plan, strategy.training_args.per_device_eval_batch_size)
     method, memory = settle_method_and_memory(
         strategy, method, base, source, device, precision.name, rows, choices
@@ -152,10 +146,10 @@ def _settle_loop(
     return plan
 
 
-def _encoder_with_threads(tokenizer: Any, num_threads: int | None) -> TextEncoder:
+def _use_tokenizer_threads(strategy: Strategy) -> None:
+    num_threads = strategy.training_args.dataloader_num_workers
     if num_threads is not None:
         use_tokenizer_threads(num_threads)
-    return text_encoder(tokenizer)
 
 
 def load_once(preparation: Preparation) -> None:
@@ -165,9 +159,9 @@ def load_once(preparation: Preparation) -> None:
 
 def _check_rows_left(
     strategy: Strategy,
-    train_rows: Sequence[EncodedRow],
-    eval_rows: Sequence[EncodedRow],
-    files: Sequence[DataFile],
+    train_rows: EncodedRows,
+    eval_rows: EncodedRows,
+    files: Sequence[FileReport],
     limits: Limits,
 ) -> None:
     """Raise the error of training, or of evaluation that is asked for, without a row."""
@@ -183,30 +177,6 @@ def _check_rows_left(
             where=str(files[-1].path),
             remedy="Give rows that are not trained on and fit max_length, or set eval_strategy: no.",
         )
-
-
-def _check_gate(
-    strategy: Strategy,
-    base: Base,
-    tokenizer: Any,
-    template: ChatTemplate,
-    train_rows: Sequence[EncodedRow],
-    plan: LoopPlan,
-    method: Method,
-    where: str,
-) -> list[str]:
-    """Return what the gate warns of; it raises the error of what blocks."""
-    untrained: dict[int, str] = {}
-    folder = local_folder(base.source, base.cache_dir)
-    if method.type != "full_finetune" and folder is not None:
-        texts = control_token_texts(tokenizer)
-        ids = tokenizer.convert_tokens_to_ids(texts)
-        untrained = find_untrained_tokens(folder, dict(zip(ids, texts, strict=True)))
-    ends = tokenizer.convert_tokens_to_ids(
-        [template.end_of_turn, tokenizer.eos_token or template.end_of_turn]
-    )
-    facts = GateFacts(train_rows, plan, frozenset(ends), untrained)
-    return check_gate(facts, strategy.dataset.allow, where)
 
 
 def base_name_of(loaded: LoadedStrategy) -> str | None:

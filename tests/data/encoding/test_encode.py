@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encoding.encode import EncodedRow, encode_conversations
+from llamafarm.data.encoding.encode import encode_conversations
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.data.encoding.tokenization import WholeTexts
 from llamafarm.errors import TemplateError

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.encoding.encode import EncodedRow, encode_conversations, encode_separately
-from llamafarm.data.encoding.fitting import Fitted, Limits, WhenTooLong, fit_rows
+from llamafarm.data.encoding.block import BlockEncoder, RowEncoding
+from llamafarm.data.encoding.fitting import Fitting, Limits, WhenTooLong
 from llamafarm.data.encoding.prompt_format import compile_prompt_template
+from llamafarm.data.encoding.rows import EncodedRows
+from llamafarm.data.encoding.table import fit_rows, table_of
+from llamafarm.data.reading.records import FileReport, ReadOptions
+from llamafarm.data.selection.traces import TracesWanted
 from llamafarm.errors import DataError
 from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
 END = "<|end|>"
+
+
+class Fitted(NamedTuple):
+    rows: EncodedRows
+    warnings: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +38,14 @@ def fit(chat_tokenizer: Any) -> Any:
     template = template_from_source(chat_tokenizer, compiled.source, compiled.joiner)
     encoder = text_encoder(chat_tokenizer)
 
-    def encode(conversation: Conversation) -> Sequence[EncodedRow]:
-        return encode_conversations([conversation], template, encoder)
-
     def run(
         conversations: Sequence[Conversation], limits: Limits, how: WhenTooLong
     ) -> tuple[Fitted, list[str], list[str]]:
-        encoded = encode_separately(conversations, template, encoder)
-        fitted = fit_rows(conversations, encoded, limits, how, encode, "training")
+        fitting = Fitting(limits, how) if how in ("truncate_prompt", "split") else None
+        encoding = RowEncoding(template, encoder, len(chat_tokenizer), fitting=fitting)
+        block = BlockEncoder(ReadOptions(), encoding, TracesWanted()).encode_conversations(conversations)
+        table = table_of(FileReport(Path("rows.jsonl"), "messages", "", len(conversations)), block)
+        fitted = Fitted(*fit_rows(table, np.arange(len(conversations)), limits, how, "training"))
         texts = [chat_tokenizer.decode(row.token_ids_T) for row in fitted.rows]
         answers = [chat_tokenizer.decode(row.token_ids_T[row.is_supervised_T]) for row in fitted.rows]
         return fitted, texts, answers
@@ -163,4 +174,4 @@ def test_no_answer_is_cut_and_no_row_is_above_a_limit(
             for end in range(start + 1, len(whole) + 1)
         ]
         assert trained in runs
-    assert fitted.rows or fitted.warnings
+    assert len(fitted.rows) or fitted.warnings

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafarm.data.encoding.encode import EncodedRow
 from llamafarm.data.encoding.pack import build_pack, pack_rows
+from llamafarm.data.encoding.rows import EncodedRow
 
 
 def make_row(length: int, row_number: int, share_supervised: float = 0.6) -> EncodedRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,27 @@ import pytest
 from llamafarm import terminal
 from llamafarm.commands.data.clean import clean
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.selection.cleaning import CleaningRules, clean_rows
-from llamafarm.data.selection.quality import RULES, filter_quality
+from llamafarm.data.selection.cleaning import CleaningRules, LeftOut, clean_rows
+from llamafarm.data.selection.quality import RULES
+from llamafarm.data.selection.traces import TracesWanted, trace_conversations
 from llamafarm.errors import InputError, OutputError
 
 
 def row(question: str, answer: str, number: int = 1) -> Conversation:
     return Conversation((Message("user", question), Message("assistant", answer)), number)
+
+
+def clean_parts(
+    parts: Sequence[Sequence[Conversation]], rules: CleaningRules
+) -> tuple[list[list[Conversation]], list[LeftOut]]:
+    wanted = TracesWanted(of_quality=True, of_near_duplicates=True)
+    kept, left_out = clean_rows([trace_conversations(part, wanted) for part in parts], rules)
+    return [[part[index] for index in indices] for part, indices in zip(parts, kept, strict=True)], left_out
+
+
+def filter_quality(rows: Sequence[Conversation]) -> tuple[list[Conversation], list[LeftOut]]:
+    (kept,), left_out = clean_parts([rows], CleaningRules(drops_repeats=False, filters_quality=True))
+    return kept, left_out
 
 
 PROPER = [
@@ -66,9 +80,9 @@ def test_a_rule_removes_what_breaks_it_and_nothing_else(name: str) -> None:
     rows = [row(*texts, number) for number, texts in enumerate([*broken, *good], start=101)]
     kept, removed = filter_quality([*PROPER, *rows])
     (found,) = removed
-    assert found.rule.name == name
+    assert found.setting == f"data_preprocessing.filter_quality: {name}"
     assert found.row_numbers == tuple(range(101, 101 + len(broken)))
-    assert str(found).startswith(f"{len(broken)} rows are left out ({name})")
+    assert str(found).startswith(f"{len(broken)} rows are left out, because ")
     assert kept == [*PROPER, *rows[len(broken) :]]
 
 
@@ -83,13 +97,13 @@ def test_answers_may_break_off_in_a_file_where_they_do() -> None:
 def test_a_later_part_loses_what_an_earlier_one_has() -> None:
     one, two = row("a b c d", "e f g h", 1), row("i j k l", "m n o p", 2)
     again, nearly = row("A b c d", "e f  g h", 3), row("i j k l", "m n o p q", 4)
-    kept, left_out = clean_rows([[one, two], [again, nearly]], CleaningRules(near_duplicate_threshold=0.8))
+    kept, left_out = clean_parts([[one, two], [again, nearly]], CleaningRules(near_duplicate_threshold=0.8))
     assert kept == [[one, two], []]
     assert [(found.setting, found.row_numbers) for found in left_out] == [
         ("data_preprocessing.remove_duplicates", (3,)),
         ("data_preprocessing.remove_near_duplicates", (4,)),
     ]
-    kept, left_out = clean_rows([[one], [again]], CleaningRules(drops_repeats=False))
+    kept, left_out = clean_parts([[one], [again]], CleaningRules(drops_repeats=False))
     assert (kept, left_out) == ([[one], [again]], [])
 
 

@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Conversation, Message
-from llamafarm.data.selection.corpus import conversation_key, drop_repeats, split_file, split_rows
+from llamafarm.data.selection.corpus import split_file, split_rows
+from llamafarm.data.selection.traces import (
+    TracesWanted,
+    conversation_key,
+    first_of_repeats,
+    trace_conversations,
+)
 from llamafarm.errors import DataError, InputError, OutputError
 
 
@@ -180,7 +186,9 @@ def test_repeats_are_rows_of_equal_turns_but_for_case_and_white_space() -> None:
     first, second = conversation("Is it?", "Yes", 1), conversation("is  IT?\n", " yes", 2)
     other, with_input = conversation("Is it?", "No", 3), conversation("Is", "Yes", 4, extra="it?")
     assert conversation_key(first) == conversation_key(second) == conversation_key(with_input)
-    assert drop_repeats([first, other, second, with_input, other]) == [first, other]
+    traces = trace_conversations([first, other, second, with_input, other], TracesWanted())
+    assert first_of_repeats(traces.keys_N2).tolist() == [0, 1, 0, 0, 1]
+    assert traces.row_numbers_N.tolist() == [1, 3, 2, 4, 3]
 
 
 def test_who_says_something_tells_rows_apart() -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from llamafarm.data.encoding.encode import EncodedRow
+from llamafarm.data.encoding.rows import EncodedRow, EncodedRows
 from llamafarm.errors import DataError
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.sections.data import FindingName
-from llamafarm.training.preparation import prepare as prepare_module
-from llamafarm.training.preparation.gate import GateFacts, check_gate, find_faults
+from llamafarm.training.preparation import gate as gate_module
+from llamafarm.training.preparation.gate import GateFigures, check_gate, find_faults
 from llamafarm.training.preparation.prepare import prepare
 from llamafarm.training.run import run_training
 
@@ -30,52 +29,56 @@ def row(tokens: list[int], trained: list[int], number: int = 1) -> EncodedRow:
 GOOD = row([PROMPT, WORD, END, PROMPT, WORD, WORD, END, PROMPT], [0, 1, 1, 0, 1, 1, 1, 0])
 
 
-def facts(*rows: EncodedRow, untrained: dict[int, str] | None = None, num_steps: int = 1) -> GateFacts:
-    plan: Any = SimpleNamespace(steps_per_epoch=num_steps)
-    return GateFacts((GOOD, *rows), plan, frozenset({END}), untrained or {})
+def figures(*rows: EncodedRow, untrained: dict[int, str] | None = None) -> GateFigures:
+    """Count GOOD and the rows, in two parts."""
+    found = GateFigures(frozenset({END}), untrained or {})
+    found.add(EncodedRows.of([GOOD]))
+    found.add(EncodedRows.of(rows))
+    return found
 
 
-CASES: dict[FindingName, tuple[GateFacts, bool, str]] = {
-    "no_supervised_tokens": (facts(row([PROMPT, WORD], [0, 0], 7)), True, "1 of 2 training rows (7)"),
+CASES: dict[FindingName, tuple[GateFigures, bool, str]] = {
+    "no_supervised_tokens": (figures(row([PROMPT, WORD], [0, 0], 7)), True, "1 of 2 training rows (7)"),
     "answer_without_end": (
-        facts(*(row([PROMPT, WORD, WORD], [0, 1, 1], number) for number in range(1, 8))),
+        figures(*(row([PROMPT, WORD, WORD], [0, 1, 1], number) for number in range(1, 8))),
         True,
         "7 of 8 training rows (1, 2, 3, 4, 5, …)",
     ),
     "untrained_control_tokens": (
-        facts(row([MARK, WORD, END], [0, 1, 1]), untrained={MARK: "<|mark|>", 99: "<|other|>"}),
+        figures(row([MARK, WORD, END], [0, 1, 1]), untrained={MARK: "<|mark|>", 99: "<|other|>"}),
         False,
         "<|mark|> in 1 rows",
     ),
-    "few_supervised_tokens": (facts(num_steps=2), False, "a step has"),
+    "few_supervised_tokens": (figures(), False, "a step has"),
 }
 
 
 @pytest.mark.parametrize("name", get_args(FindingName))
 def test_each_finding_is_made_told_and_can_be_allowed(name: FindingName) -> None:
     seen, is_blocking, mentions = CASES[name]
-    found = {finding.name: finding for finding in find_faults(seen)}
+    num_steps = 2 if name == "few_supervised_tokens" else 1
+    found = {finding.name: finding for finding in find_faults(seen, num_steps)}
     assert found[name].is_blocking == is_blocking
     assert mentions in found[name].problem
     others: list[FindingName] = [other for other in found if other != name]
     if is_blocking:
         with pytest.raises(DataError) as caught:
-            check_gate(seen, others, "rows.jsonl")
+            check_gate(seen, num_steps, others, "rows.jsonl")
         assert caught.value.where == "rows.jsonl"
         assert f"dataset.allow: [{name}]" in caught.value.remedy
     else:
-        (warning,) = check_gate(seen, others, "rows.jsonl")
+        (warning,) = check_gate(seen, num_steps, others, "rows.jsonl")
         assert name in warning
-    assert check_gate(seen, [*others, name], "rows.jsonl") == []
+    assert check_gate(seen, num_steps, [*others, name], "rows.jsonl") == []
 
 
 def test_good_rows_have_no_finding() -> None:
     whole = row([PROMPT, WORD, END, PROMPT], [1, 1, 1, 1])
-    assert list(find_faults(facts(whole, untrained={MARK: "<|mark|>"}))) == []
+    assert list(find_faults(figures(whole, untrained={MARK: "<|mark|>"}), 1)) == []
 
 
 def test_an_end_of_turn_that_was_never_trained_blocks() -> None:
-    (finding,) = find_faults(facts(untrained={END: "<|end|>"}))
+    (finding,) = find_faults(figures(untrained={END: "<|end|>"}), 1)
     assert (finding.name, finding.is_blocking) == ("untrained_control_tokens", True)
 
 
@@ -92,7 +95,7 @@ def test_a_row_with_nothing_to_train_on_stops_the_run_before_it_starts(load: Loa
 def test_an_adapter_does_not_train_what_a_token_is_and_full_training_does(
     load: Load, make_rows: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "find_untrained_tokens", lambda _, texts: texts)
+    monkeypatch.setattr(gate_module, "find_untrained_tokens", lambda _, texts: texts)
     with pytest.raises(DataError, match="was never trained on"):
         prepare(load(make_rows(4)))
     full = {"method.type": "full_finetune", "method.target_modules": None, "method.dropout": None}

@@ -80,7 +80,7 @@ def test_evaluation_asked_for_without_rows_gets_the_recommended_split(
 
 def test_without_evaluation_rows_and_wishes_nothing_is_evaluated(load: Load, make_rows: MakeRows) -> None:
     prepared = prepare(load(make_rows(20)))
-    assert (len(prepared.train_rows), prepared.eval_rows) == (20, [])
+    assert (len(prepared.train_rows), len(prepared.eval_rows)) == (20, 0)
     assert prepared.plan.evaluate_every is None
 
 
@@ -283,3 +283,20 @@ def test_rows_of_bad_quality_are_left_out_if_asked(load: Load, make_rows: MakeRo
     prepared = prepare(load(rows, data_preprocessing__filter_quality=True))
     assert numbers(prepared.train_rows) == {1, 2, 3, 4}
     assert any("data_preprocessing.filter_quality: placeholder" in warning for warning in prepared.warnings)
+
+
+def test_large_files_are_kept_encoded_where_the_strategy_says(
+    load: Load, make_rows: MakeRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafarm.data.encoding.table._LEAST_BYTES_TO_CACHE", 1)
+    loaded = load(make_rows(8), data_preprocessing__cache_dir=str(tmp_path / "kept"))
+    scratch = prepare(loaded, scratch_dir=tmp_path / "scratch")
+    assert not (tmp_path / "kept").exists(), "a look leaves nothing"
+    first = prepare(loaded)
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    again = prepare(loaded)
+    for other in (scratch, again):
+        assert [row.token_ids_T.tolist() for row in other.train_rows] == [
+            row.token_ids_T.tolist() for row in first.train_rows
+        ]
+        assert other.data_files == first.data_files

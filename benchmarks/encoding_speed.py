@@ -50,7 +50,7 @@ started = time.perf_counter()
 done = rows.map(encode, batched=True, num_proc=int(processes), remove_columns=rows.column_names)
 seconds = time.perf_counter() - started
 import pyarrow.compute as compute
-terminal.result(compute.sum(compute.list_value_length(done.data.column("input_ids"))).as_py(), seconds)
+print(compute.sum(compute.list_value_length(done.data.column("input_ids"))).as_py(), seconds)
 """
 _MIB = 2**20
 

@@ -41,9 +41,12 @@ def encode_separately(
     rendered = [template.render_rows(conversation, trained) for conversation in conversations]
     texts = [_cut(rendering) for renderings in rendered for rendering in renderings]
     # One call for all texts: most encoders are faster on a batch.
-    encoded = iter(encoder.encode(texts))
+    encoded = iter(zip(texts, encoder.encode(texts), strict=True))
     return [
-        [_encode_row(rendering, next(encoded), conversation.row_number) for rendering in renderings]
+        [
+            _encode_row(*next(encoded), conversation.row_number, is_whole=rendering.is_whole)
+            for rendering in renderings
+        ]
         for renderings, conversation in zip(rendered, conversations, strict=True)
     ]
 
@@ -54,12 +57,12 @@ def _cut(rendering: Rendering) -> CutText:
     return CutText(rendering.text, tuple(cut for span in spans for cut in span))
 
 
-def _encode_row(rendering: Rendering, encoded: CutIds, row_number: int) -> EncodedRow:
-    is_supervised_T = np.full(len(encoded.token_ids), rendering.is_whole, dtype=np.bool_)
-    cuts = _cut(rendering).cuts
+def _encode_row(cut_text: CutText, encoded: CutIds, row_number: int, *, is_whole: bool) -> EncodedRow:
+    text, cuts = cut_text
+    is_supervised_T = np.full(len(encoded.token_ids), is_whole, dtype=np.bool_)
     for place in range(0, len(cuts), 2):
         start, end = (
-            _num_or_raise(encoded.num_before[place + side], rendering.text[: cuts[place + side]], row_number)
+            _num_or_raise(encoded.num_before[place + side], text[: cuts[place + side]], row_number)
             for side in (0, 1)
         )
         is_supervised_T[start:end] = True

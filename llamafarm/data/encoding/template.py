@@ -8,23 +8,21 @@ from renderings alone which characters the assistant writes, its end of turn inc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import TemplateError as JinjaError
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llamafarm.data.conversation import Conversation, Message
+from llamafarm.data.encoding.sandbox import TemplateEnvironment
 from llamafarm.errors import TemplateError
 
 # Stands for an answer while the text that a template puts around answers is being found.
 _PROBE = "PROBEANSWER"
 DEFAULT_JOINER = "\n\n"
+# What Python raises where a template nests without end, or counts beyond every number.
+_TOO_MUCH = (RecursionError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +73,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._adds_bos = adds_bos
         try:
-            self._template = _new_environment().from_string(source)
-        except JinjaError as error:
+            self._environment = TemplateEnvironment()
+            self._template = self._environment.from_string(source)
+        except (JinjaError, *_TOO_MUCH) as error:
             raise TemplateError(
                 f"the chat template is not valid Jinja: {error}",
                 where="the base model's chat template",
@@ -111,6 +110,7 @@ class ChatTemplate:
             {"role": message.role, "content": self._content(message), **(message.extras or {})}
             for message in messages
         ]
+        self._environment.renew_budget()
         try:
             return self._template.render(
                 messages=turns,
@@ -118,7 +118,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except (JinjaError, TypeError, ValueError) as error:
+        except (JinjaError, TypeError, ValueError, *_TOO_MUCH) as error:
             raise TemplateError(
                 f"the chat template cannot render {', '.join(str(turn['role']) for turn in turns)}: {error}",
                 where="the chat template",
@@ -203,38 +203,3 @@ class ChatTemplate:
             )
         position, end_of_turn = min(ends, key=lambda end: (end[0], -len(end[1])))
         return end_of_turn, ending[position + len(end_of_turn) :]
-
-
-class _GenerationBlock(Extension):
-    """Render what stands between `{% generation %}` and `{% endgeneration %}`, which some templates have.
-
-    They mark answers that way; ours are found from renderings, for every template alike.
-    """
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _new_environment() -> ImmutableSandboxedEnvironment:
-    """Return what chat templates are written for: the names that transformers gives them.
-
-    `strftime_now` is left out on purpose: with it, the same data would give other tokens tomorrow.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    environment.filters["tojson"] = _to_json
-    return environment
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    # jinja2's own filter escapes <, > and & for HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise JinjaError(message)

@@ -62,7 +62,7 @@ class WordByWord:
         first = re.escape("".join(sorted({token[0] for token in added} | {_BLANK})))
         self._boundary = re.compile(rf"(?<=[^\s{last}]) (?=[^\s{first}])")
         # A word whose blanks on both sides are boundaries, as far as it has a say in it.
-        self._plain_word = re.compile(rf"(?=[^\s{first}])\S*[^\s{last}]")
+        self._plain_word = re.compile(rf"(?=[^\s{first}])[^ ]*[^\s{last}]")
         self._num_before = len(self._encode_all([_BEFORE])[0]) // 4
         # The ids, as bytes, of words after a blank, plain ones and others, and of those that begin a text.
         self._plain: dict[str, bytes] = {}
@@ -151,9 +151,7 @@ class WordByWord:
         for place, part in enumerate(split.parts):
             starts.append(len(ids))
             if not isinstance(part, bytes):
-                known = [self._ids_of(part[0], is_first=not place)]
-                known += [self._ids_of(word, is_first=False) for word in part[1:]]
-                part = b"".join(known)  # type: ignore[arg-type]
+                part = self._join(part, is_first=not place)
             ids += part
         num_before: list[int | None] = []
         for place, text in split.beginnings:
@@ -162,6 +160,16 @@ class WordByWord:
             is_beginning = ids.startswith(beginning, starts[place])
             num_before.append((starts[place] + len(beginning)) // 4 if is_beginning else None)
         return CutIds(np.frombuffer(ids, np.int32), tuple(num_before))
+
+    def _join(self, words: Sequence[str], *, is_first: bool) -> bytes:
+        """Return the ids of words that are all known."""
+        first = self._ids_of(words[0], is_first=is_first)
+        others = words[1:]
+        try:  # most are plain
+            ids = [first, *map(self._plain.__getitem__, others)]
+        except KeyError:
+            ids = [first, *(self._ids_of(word, is_first=False) for word in others)]
+        return b"".join(ids)  # type: ignore[arg-type]
 
     def _ids_of(self, word: str, *, is_first: bool) -> bytes | None:
         if is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ NumberedRow = tuple[int, "Row | BadRowError"]
 RawRow = tuple[int, "str | Row | BadRowError"]
 
 _MOST_KEYS_SHOWN = 12
+_HALF_OF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class BadRowError(Exception):
@@ -44,7 +46,7 @@ def check_text(value: object, key: str) -> str:
         raise BadRowError(
             f"{key!r} is {type(value).__name__}, not a text", f"Write {key!r} as a JSON string."
         )
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and _HALF_OF_A_CHARACTER.search(value):
         raise BadRowError(
             f"{key!r} has half of a character, \\ud800 to \\udfff", "Save the file as UTF-8 again."
         )

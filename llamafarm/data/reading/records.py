@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row
@@ -24,9 +25,11 @@ from llamafarm.data.reading.formats import (
 from llamafarm.data.reading.json_rows import parse_row
 from llamafarm.data.reading.streams import SeenBytes
 from llamafarm.errors import DataError
-from llamafarm.strategy.sections.data import DataPreprocessing, Dataset
 
 _FORMAT_NAMED = {row_format.name: row_format for row_format in FORMATS}
+
+if TYPE_CHECKING:
+    from llamafarm.strategy.sections.data import DataPreprocessing, Dataset
 
 # Bad rows beyond these are counted, not listed.
 _MOST_BAD_ROWS_LISTED = 20

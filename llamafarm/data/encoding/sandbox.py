@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -27,7 +27,19 @@ _CHARACTERS_OF_A_STEP, _CHARACTERS_OF_AN_ENTRY = 100, 10
 _MOST_CHARACTERS = 2**27
 _LARGEST_WIDTH = 10**7
 _MOST_BITS = 10**6
-_WIDTH_IN_FORMAT = re.compile(r"\d{8}")
+_WIDENING = {
+    "format",
+    "format_map",
+    "center",
+    "ljust",
+    "rjust",
+    "zfill",
+    "expandtabs",
+    "indent",
+    "batch",
+    "slice",
+}
+_WIDTH_IN_FORMAT = re.compile(r"%[^a-zA-Z%]*\d{8}|[:.][^{}]*\d{8}[^{}]*\}")
 # Filters that the loops and joins of every template go through.
 _COUNTED, _JOINED = "counted by the sandbox", "joined by the sandbox"
 
@@ -52,7 +64,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         del self.globals["lipsum"]
         self.filters["tojson"] = _to_json
-        self.filters = {name: self._bounded(made) for name, made in self.filters.items()}
+        self.filters = {name: self._bounded(name, made) for name, made in self.filters.items()}
         self.filters[_COUNTED] = _count
         self.filters[_JOINED] = _join
 
@@ -65,7 +77,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.spend(_STEPS_OF_A_CALL)
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         if isinstance(owner, str):
-            _check_widths(owner, args, kwargs)
+            _check_widths(getattr(obj, "__name__", ""), owner, args, kwargs)
         return self.weigh(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -76,7 +88,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             _check_product(left, right)
             _check_product(right, left)
         elif operator == "%" and isinstance(left, str):
-            _check_widths(left, right if isinstance(right, tuple) else (right,), {})
+            _check_widths("format", left, right if isinstance(right, tuple) else (right,), {})
         return self.weigh(super().call_binop(context, operator, left, right))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -99,11 +111,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.spend(1 + size // _CHARACTERS_OF_A_STEP)
         return value
 
-    def _bounded(self, made: Callable[..., Any]) -> Callable[..., Any]:
+    def _bounded(self, name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(made)  # with the marks of what it wants to be given
         def weighed(*args: Any, **kwargs: Any) -> Any:
             text = next((arg for arg in args if isinstance(arg, str)), "")
-            _check_widths(text, args, kwargs)
+            _check_widths(name, text, args, kwargs)
             return self.weigh(made(*args, **kwargs))
 
         return weighed
@@ -172,12 +184,13 @@ def _too_large() -> JinjaError:
     return JinjaError(f"it makes something of more than {_MOST_CHARACTERS:,} characters")
 
 
-def _check_widths(text: str, args: Iterable[Any], kwargs: dict[str, Any]) -> None:
-    """Raise for a number that would widen a text to it, as an argument or in a format."""
-    numbers = (arg for arg in (*args, *kwargs.values()) if isinstance(arg, int))
-    if any(number > _LARGEST_WIDTH for number in numbers) or (
-        ("%" in text or "{" in text) and len(text) < _LARGEST_WIDTH and _WIDTH_IN_FORMAT.search(text)
-    ):
+def _check_widths(name: str, text: object, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise for a method or filter, by its name, that would widen a text to a huge number."""
+    if name not in _WIDENING:
+        return
+    numbers = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, int)]
+    is_format = name in _FORMATTING and isinstance(text, str)
+    if max(numbers, default=0) > _LARGEST_WIDTH or (is_format and _WIDTH_IN_FORMAT.search(str(text))):
         raise JinjaError(f"it widens a text to more than {_LARGEST_WIDTH:,} characters")
 
 

@@ -9,11 +9,16 @@ import copy
 from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.encode import encode_conversations
+from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.data.encoding.prompt_format import compile_prompt_template, with_default_system
 from llamafarm.errors import TemplateError
+from llamafarm.model.forward import packed_attention, supervised_logits
 from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
@@ -172,6 +177,71 @@ def test_a_rendering_is_that_of_transformers_and_its_spans_are_the_answers(
     (row,) = encode_conversations([Conversation(messages, 1)], template, text_encoder(chat_tokenizer))
     assert row.token_ids_T.tolist() == theirs.apply_chat_template(as_dicts(messages), return_dict=False)
     assert chat_tokenizer.decode(row.token_ids_T[row.is_supervised_T]) == "".join(spans)
+
+
+@pytest.fixture(scope="module")
+def model(chat_tokenizer: Any) -> PreTrainedModel:
+    """A random model that can read the control tokens of every format."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = LlamaForCausalLM(LlamaConfig(vocab_size=len(chat_tokenizer), num_key_value_heads=1, **sizes))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.2)
+    return made.eval()
+
+
+def loss_and_gradients(loss: torch.Tensor, model: PreTrainedModel) -> list[torch.Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_loss_of_packs_is_that_of_transformers_row_by_row(
+    chat_tokenizer: Any, model: PreTrainedModel, name: str
+) -> None:
+    source, span, takes_system = KNOWN[name]
+    conversations = [
+        Conversation(messages, number)
+        for number, messages in enumerate(CONVERSATIONS.values(), start=1)
+        if takes_system or messages[0] is not SYSTEM
+    ]
+    template = template_from_source(chat_tokenizer, source, "\n\n")
+    rows = encode_conversations(conversations, template, text_encoder(chat_tokenizer))
+    theirs = copy.copy(chat_tokenizer)
+    theirs.chat_template = source
+    unpacked = torch.zeros(())
+    for conversation in conversations:
+        input_ids, labels = labels_by_search(theirs, conversation.messages, span)
+        # Its loss is the mean over what is trained on; a sum adds up over rows.
+        mean = model(input_ids=input_ids, labels=labels).loss
+        unpacked = unpacked + mean * (labels[0, 1:] >= 0).sum()
+    expected = loss_and_gradients(unpacked, model)
+    for max_pack_tokens in (1, 60, 1000):
+        packed = torch.zeros(())
+        with packed_attention(model):
+            for pack in pack_rows(rows, range(len(rows)), max_pack_tokens):
+                logits = supervised_logits(model, pack)
+                packed = packed + functional.cross_entropy(logits, pack.targets_S, reduction="sum")
+        for ours, other in zip(loss_and_gradients(packed, model), expected, strict=True):
+            torch.testing.assert_close(ours, other, rtol=2e-4, atol=2e-4)
+
+
+def labels_by_search(
+    tokenizer: Any, messages: tuple[Message, ...], span: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of a conversation and its labels, the answers being looked for in the text."""
+    text = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    labels = [-100] * len(encoded["input_ids"])
+    after = 0
+    for answer in (message.content for message in messages if message.role == "assistant"):
+        start = text.index(span.format(answer), after)
+        after = start + len(span.format(answer))
+        for place, (first, last) in enumerate(encoded["offset_mapping"]):
+            if start <= first and last <= after and first < last:
+                labels[place] = encoded["input_ids"][place]
+    return torch.tensor([encoded["input_ids"]]), torch.tensor([labels])
 
 
 @pytest.mark.parametrize("source", [GEMMA, MISTRAL], ids=["gemma", "mistral"])

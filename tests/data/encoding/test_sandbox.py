@@ -132,5 +132,12 @@ def test_a_long_conversation_is_nothing_special() -> None:
     assert len(made(looking_back + GOOD).render(messages)) == 4000 * (2000 + len("<end>"))
 
 
+@pytest.mark.parametrize("content", ["{a: 1234567890}", "100 % of 1234567890 {}", "%1234567890"])
+def test_numbers_in_what_somebody_wrote_are_no_widths(content: str) -> None:
+    source = "{% set c = messages[0].content %}{{ c | trim }}{{ c.strip() }}{{ '%s' % c }}"
+    expected = content * 3 + content + "<end>"
+    assert made(source + GOOD).render([Message("user", content)]) == expected
+
+
 def test_a_row_of_ten_megabytes_is_rendered() -> None:
     assert len(made(GOOD).render([Message("user", "x" * 10**7)])) == 10**7 + 5

@@ -6,11 +6,17 @@ import copy
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.encode import encode_conversations
+from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.data.encoding.template import TrainedPart
+from llamafarm.model.forward import packed_attention, supervised_logits
 from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
@@ -119,6 +125,36 @@ def test_what_the_model_wrote_is_trained_on_as_it_wrote_it(chat_tokenizer: Any, 
     )
     assert rows[-1].token_ids_T.tolist()[: len(prompt)] == prompt
     assert rows[-1].is_supervised_T[len(prompt)] and not rows[-1].is_supervised_T[len(prompt) - 1]
+
+
+def test_packs_of_rows_with_thinking_and_tools_have_the_loss_of_the_rows(chat_tokenizer: Any) -> None:
+    template = template_from_source(chat_tokenizer, QWEN_3, "\n\n")
+    conversations = [
+        Conversation(messages, number, tools)
+        for number, (messages, tools, _) in enumerate(CASES.values(), start=1)
+    ]
+    rows = encode_conversations(conversations, template, text_encoder(chat_tokenizer))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(chat_tokenizer), **sizes)).eval()
+    unpacked = 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.from_numpy(row.token_ids_T.astype(np.int64))[None]
+            labels = torch.where(torch.from_numpy(row.is_supervised_T), ids, -100)
+            unpacked += float(model(input_ids=ids, labels=labels).loss) * row.num_supervised_tokens
+        for max_pack_tokens in (1, 100, 1000):
+            with packed_attention(model):
+                packs = pack_rows(rows, range(len(rows)), max_pack_tokens)
+                packed = sum(
+                    float(
+                        functional.cross_entropy(
+                            supervised_logits(model, pack), pack.targets_S, reduction="sum"
+                        )
+                    )
+                    for pack in packs
+                )
+            assert packed == pytest.approx(unpacked, rel=1e-5)
 
 
 def as_dict(message: Message) -> dict[str, Any]:

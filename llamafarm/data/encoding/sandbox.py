@@ -27,18 +27,8 @@ _CHARACTERS_OF_A_STEP, _CHARACTERS_OF_AN_ENTRY = 100, 10
 _MOST_CHARACTERS = 2**27
 _LARGEST_WIDTH = 10**7
 _MOST_BITS = 10**6
-_WIDENING = {
-    "format",
-    "format_map",
-    "center",
-    "ljust",
-    "rjust",
-    "zfill",
-    "expandtabs",
-    "indent",
-    "batch",
-    "slice",
-}
+_FORMATTING = {"format", "format_map"}
+_WIDENING = {*_FORMATTING, "center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice"}
 _WIDTH_IN_FORMAT = re.compile(r"%[^a-zA-Z%]*\d{8}|[:.][^{}]*\d{8}[^{}]*\}")
 # Filters that the loops and joins of every template go through.
 _COUNTED, _JOINED = "counted by the sandbox", "joined by the sandbox"

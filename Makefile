@@ -9,7 +9,7 @@ endif
 export UV_NO_PROGRESS ?= 1
 RUN := $(UV) run --no-sync
 
-.PHONY: setup demo docs test test-slow test-qlora lint types contract check clean
+.PHONY: setup demo docs test test-slow test-extras lint types contract check clean
 
 setup: .venv/installed
 
@@ -32,8 +32,9 @@ test-slow: setup
 	$(RUN) pytest -m slow
 
 # What needs an optional library. It comes last in CI: peft imports bitsandbytes wherever it is installed.
-test-qlora: setup
-	$(UV) run --extra qlora pytest tests/model/test_quantized.py tests/training/test_qlora.py
+test-extras: setup
+	$(UV) run --extra qlora --extra datasets pytest tests/model/test_quantized.py tests/training/test_qlora.py \
+		tests/data/reading/test_hub_datasets.py
 
 lint: setup
 	$(RUN) ruff check .

@@ -33,6 +33,7 @@ def open_model(
     from llamafarm.inference.open import open_base, open_final_model
     from llamafarm.model.bundle import final_model_in
     from llamafarm.training.preparation.prepare import base_name_of, output_dir_of
+    from llamafarm.training.preparation.rows import trained_part_of
 
     if model is not None:
         _refuse_what_a_folder_decides(strategy, strategy_file, settings)
@@ -53,6 +54,7 @@ def open_model(
         prompt_format=chosen.prompt_template.format,
         system=chosen.prompt_template.system,
         settings=generation,
+        trained=trained_part_of(chosen.dataset),
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from llamafarm import terminal
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.encoding.encode import encode_conversations
+from llamafarm.data.encoding.encode import encode_separately
+from llamafarm.data.encoding.fitting import Limits
 from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.errors import DataError
 from llamafarm.evaluation.answers import AnswersResult, score_answers
@@ -43,10 +44,12 @@ class Measured:
 
     def as_line(self) -> str:
         """Return the figures as a line for people."""
+        loss = f"{self.which:<6} eval_loss {self.loss.loss:.4f}  eval_perplexity {self.loss.perplexity:.3f}"
+        if not self.scores.num_answers:
+            return f"{loss}  (text, which asks for no answers)"
         return (
-            f"{self.which:<6} eval_loss {self.loss.loss:.4f}  eval_perplexity {self.loss.perplexity:.3f}  "
-            f"exact_match {self.scores.exact_match:.1%}  stops_by_itself {self.scores.stop_rate:.1%}  "
-            f"({self.scores.num_answers} rows)"
+            f"{loss}  exact_match {self.scores.exact_match:.1%}  "
+            f"stops_by_itself {self.scores.stop_rate:.1%}  ({self.scores.num_answers} rows)"
         )
 
 
@@ -56,16 +59,21 @@ def evaluate_model(opened: OpenModel, conversations: Sequence[Conversation], whe
     Answers are to each row's last turn, generated with the model's settings at temperature 0, so that the
     same model gives the same figures. Raises `DataError` if no row fits the model.
     """
-    rows = encode_conversations(conversations, opened.template, text_encoder(opened.tokenizer))
-    fitting = [index for index, row in enumerate(rows) if row.num_tokens <= opened.max_length]
-    if len(fitting) < len(rows):
-        terminal.warn(f"{len(rows) - len(fitting)} rows are longer than {opened.max_length} tokens: left out")
+    encoder = text_encoder(opened.tokenizer)
+    encoded = encode_separately(conversations, opened.template, encoder, opened.trained)
+    limits = Limits(opened.max_length)
+    fitting = [place for place, rows in enumerate(encoded) if limits.admit(rows)]
+    if len(fitting) < len(encoded):
+        num_long = len(encoded) - len(fitting)
+        terminal.warn(f"{num_long} rows are longer than {opened.max_length} tokens: left out")
     if not fitting:
         raise DataError(
             f"no row is left within {opened.max_length} tokens", where=where, remedy="Shorten the rows."
         )
-    packs = pack_rows(rows, fitting, choose_pack_tokens(opened.model.device.type))
-    kept = [conversations[index] for index in fitting]
+    rows = [row for place in fitting for row in encoded[place]]
+    packs = pack_rows(rows, range(len(rows)), choose_pack_tokens(opened.model.device.type))
+    # Plain text has no question that could be answered.
+    kept = [conversations[place] for place in fitting if not conversations[place].is_text]
     with opened.base_beside() as base:
         measured = [_measure(base, "base", packs, kept)]
     if opened.is_tuned:

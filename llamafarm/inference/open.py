@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llamafarm import terminal
-from llamafarm.data.encoding.template import ChatTemplate
+from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, TrainedPart
 from llamafarm.inference.generate import Answerer, GenerationSettings
 from llamafarm.model.adapter import is_removable, load_adapter
 from llamafarm.model.bundle import Bundle, open_bundle
@@ -26,8 +26,8 @@ from llamafarm.model.weights import ADAPTER, FULL, Trained, form_of, transformer
 class OpenModel:
     """A loaded model with everything that asking or measuring it takes.
 
-    `separate_base` is the base of a trained model that is not had by taking an adapter off: all weights were
-    trained, or biases too.
+    `trained` is the part of a row that its loss is measured on. `separate_base` is the base of a trained
+    model that is not had by taking an adapter off: all weights were trained, or biases too.
     """
 
     name: str
@@ -38,6 +38,7 @@ class OpenModel:
     settings: GenerationSettings
     max_length: int
     separate_base: Base | None = None
+    trained: TrainedPart = EVERY_ANSWER
 
     @property
     def answerer(self) -> Answerer:
@@ -89,7 +90,15 @@ def open_final_model(folder: Path, device_kind: str) -> OpenModel:
     settings = GenerationSettings(**bundle.generation, stop_sequences=bundle.stop_sequences)  # type: ignore[arg-type]
     separate_base = None if bundle.kind == ADAPTER and is_removable(model) else base
     return OpenModel(
-        str(folder), base.name, model, tokenizer, template, settings, bundle.max_length, separate_base
+        name=str(folder),
+        base_name=base.name,
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        settings=settings,
+        max_length=bundle.max_length,
+        separate_base=separate_base,
+        trained=bundle.trained,
     )
 
 
@@ -118,14 +127,15 @@ def open_base(
     prompt_format: str | None,
     system: str | None,
     settings: GenerationSettings,
+    trained: TrainedPart = EVERY_ANSWER,
 ) -> OpenModel:
-    """Return a base model that is asked through a strategy's template."""
+    """Return a base model that is asked through a strategy's template, and measured on `trained` of a row."""
     base = find_base(name, cache_dir)
     tokenizer = load_tokenizer(base)
     template, _ = build_template(tokenizer, prompt_format, system)
     model = load_model(base, dtype=_dtype(device_kind), device=torch.device(device_kind))
     max_length = int(getattr(model.config, "max_position_embeddings", 0) or 10**9)
-    return OpenModel(base.name, base.name, model, tokenizer, template, settings, max_length)
+    return OpenModel(base.name, base.name, model, tokenizer, template, settings, max_length, trained=trained)
 
 
 def _dtype(device_kind: str) -> torch.dtype:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llamafarm.data.encoding.template import ChatTemplate
+from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, TrainedPart
 from llamafarm.errors import ModelError
 from llamafarm.model.load import Base, find_base, load_tokenizer
 from llamafarm.model.prompt import template_from_source
@@ -32,7 +32,8 @@ class Bundle:
 
     `joiner` stands between an Alpaca row's instruction and its input; `generation` has the strategy's
     defaults (max_new_tokens, temperature, top_p, top_k, repetition_penalty). `kind` is `adapter` or `full`,
-    the whole model; `quantization` is how the base was held while the adapter was trained on it.
+    the whole model; `quantization` is how the base was held while the adapter was trained on it, `trained`
+    which part of a row was.
     """
 
     base_model: str
@@ -44,6 +45,7 @@ class Bundle:
     generation: Mapping[str, float | int | None] = field(default_factory=dict)
     kind: str = ADAPTER
     quantization: Quantization | None = None
+    trained: TrainedPart = EVERY_ANSWER
     format_version: int = _FORMAT_VERSION
 
 
@@ -76,6 +78,8 @@ def read_bundle(folder: Path) -> Bundle:
         content["stop_sequences"] = tuple(content["stop_sequences"])
         if content.get("quantization") is not None:
             content["quantization"] = Quantization(**content["quantization"])
+        if "trained" in content:
+            content["trained"] = TrainedPart(**content["trained"])
         bundle = Bundle(**content)
         if not (isinstance(bundle.base_model, str) and isinstance(bundle.joiner, str)):
             raise TypeError("base_model or joiner is not a text")

@@ -22,6 +22,7 @@ from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
 from llamafarm.training.preparation.prepare import Preparation, prepare
+from llamafarm.training.preparation.rows import trained_part_of
 from llamafarm.training.record import (
     FINAL_MODEL_FOLDER,
     RUN_FILE,
@@ -110,6 +111,7 @@ def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: 
         generation=strategy.generation.model_dump(),
         kind=form_of(model),
         quantization=quantization_of(preparation.method),
+        trained=trained_part_of(strategy.dataset),
     )
     try:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
+from llamafarm.data.encoding.template import TrainedPart
 from llamafarm.errors import DataError
 from llamafarm.evaluation import evaluate
 from llamafarm.evaluation.answers import score_answers
@@ -175,3 +177,22 @@ def test_rows_that_do_not_fit_are_left_out_and_said_so(
     with pytest.raises(DataError, match="no row is left") as caught:
         evaluate_model(opened, [long], "here")
     assert caught.value.where == "here"
+
+
+def test_the_loss_is_that_of_the_part_that_was_trained_on(opened: OpenModel) -> None:
+    two_turns = Conversation((*CONVERSATIONS[0].messages, *CONVERSATIONS[1].messages), 1)
+    every = evaluate_model(opened, [two_turns], "here")[1].loss.num_supervised_tokens
+    last = replace(opened, trained=TrainedPart(is_last_answer_only=True))
+    whole = replace(opened, trained=TrainedPart(includes_prompt=True))
+    counts = [evaluate_model(one, [two_turns], "here")[1].loss.num_supervised_tokens for one in (last, whole)]
+    assert 0 < counts[0] < every < counts[1]
+
+
+def test_text_is_measured_and_not_answered(opened: OpenModel) -> None:
+    text = Conversation((Message("text", "Asthma affects the airways."),), 1)
+    base, tuned = evaluate_model(opened, [text], "here")
+    assert tuned.loss.num_supervised_tokens > 3
+    assert (tuned.answers, tuned.conversations) == ((), ())
+    assert "no answers" in base.as_line()
+    both = evaluate_model(opened, [text, CONVERSATIONS[0]], "here")[1]
+    assert both.scores.num_answers == 1

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from llamafarm.strategy.sections.base import AtLeastOne, NotNegativeInt, Section, TextList
@@ -35,11 +43,83 @@ class Columns(Section):
     """Column with plain text, all of which is trained on. Unset: as in the known forms of rows."""
 
 
+class WeightedFile(BaseModel):
+    """One of several files of training rows: a weight of 2 takes each twice in an epoch, 0.5 half of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    file: str
+    weight: float = 1.0
+
+
+def _read_files(value: Any) -> str | tuple[WeightedFile, ...]:
+    """Read a path or a list of them; one validator and not a union, so that a fault is reported once."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list | tuple) and value:
+        return tuple(map(_read_file, value))
+    raise PydanticCustomError("files", "must be a path, or a list of paths")
+
+
+def _read_file(value: Any) -> WeightedFile:
+    if isinstance(value, WeightedFile):
+        return value
+    if isinstance(value, str) and value:
+        return WeightedFile(file=value)
+    if isinstance(value, dict) and value.keys() <= {"file", "weight"} and value.get("file"):
+        file, weight = value["file"], value.get("weight", 1.0)
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if isinstance(file, str) and is_number and 0 < weight <= _LARGEST_WEIGHT:
+            return WeightedFile(file=file, weight=float(weight))
+    raise PydanticCustomError(
+        "files",
+        "must have paths, or {file: path, weight: number} with a weight above 0 and up to {most}, as its "
+        "entries",
+        {"most": _LARGEST_WEIGHT},
+    )
+
+
+def _write_files(value: str | tuple[WeightedFile, ...]) -> str | list[dict[str, Any]]:
+    return value if isinstance(value, str) else [each.model_dump() for each in value]
+
+
+_LARGEST_WEIGHT = 1000
+_WEIGHTED_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "minLength": 1},
+        "weight": {"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST_WEIGHT},
+    },
+    "required": ["file"],
+    "additionalProperties": False,
+}
+TrainFiles = Annotated[
+    str | tuple[WeightedFile, ...],
+    PlainValidator(_read_files),
+    PlainSerializer(_write_files),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"anyOf": [{"type": "string", "minLength": 1}, _WEIGHTED_SCHEMA]},
+                },
+            ]
+        }
+    ),
+]
+"""A path, or several with their weights."""
+
+
 class Dataset(Section):
     """The files of examples."""
 
-    train_file: str | None = Field(default=None, min_length=1)
-    """File with the training rows; relative to the working directory or to the strategy file."""
+    train_file: TrainFiles | None = None
+    """File or folder with the training rows, relative to the working directory or to the strategy file, or
+    the id of a data set on the Hugging Face Hub, as `owner/name`. A list takes the rows of all its entries;
+    an entry `{file: path, weight: 2}` takes its rows twice in each epoch, with 0.5 half of them."""
     eval_file: str | None = Field(default=None, min_length=1)
     """File with the evaluation rows. Unset: `eval_split` says how many rows to take from `train_file`."""
     eval_split: float | None = Field(default=None, gt=0, lt=1)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from llamafarm.training.preparation.memory import PreparedRows, settle_method_an
 from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.rows import (
     Choice,
+    Tables,
     limits_of,
     read_tables,
     settle_rows,
@@ -100,13 +100,13 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     limits = limits_of(strategy.data_preprocessing, load_config(base))
     _use_tokenizer_threads(strategy)
     tables = read_tables(loaded, tokenizer, template, limits, scratch_dir)
-    files = [table.report for table in tables]
+    files = [table.report for table in tables.all]
     train_rows, eval_rows = settle_rows(loaded, tables, limits, choices, warnings)
-    _check_rows_left(strategy, train_rows, eval_rows, files, limits)
+    _check_rows_left(strategy, train_rows, eval_rows, tables, limits)
     plan = _settle_loop(strategy, len(train_rows), device, choices, has_evaluation=bool(eval_rows))
     figures = gate_figures(base, tokenizer, template, method.type)
     figures.add(train_rows)
-    warnings += check_gate(figures, plan.steps_per_epoch, strategy.dataset.allow, str(files[0].path))
+    warnings += check_gate(figures, plan.steps_per_epoch, strategy.dataset.allow, tables.shown)
     rows = PreparedRows(train_rows, eval_rows, plan, strategy.training_args.per_device_eval_batch_size)
     method, memory = settle_method_and_memory(
         strategy, method, base, source, device, precision.name, rows, choices
@@ -161,20 +161,20 @@ def _check_rows_left(
     strategy: Strategy,
     train_rows: EncodedRows,
     eval_rows: EncodedRows,
-    files: Sequence[FileReport],
+    tables: Tables,
     limits: Limits,
 ) -> None:
     """Raise the error of training, or of evaluation that is asked for, without a row."""
     if not train_rows:
         raise DataError(
             f"no training row is left within {limits.max_length} tokens",
-            where=str(files[0].path),
+            where=tables.shown,
             remedy="Raise data_preprocessing.max_length, or shorten the rows.",
         )
     if strategy.training_args.eval_strategy != "no" and wants_evaluation(strategy) and not eval_rows:
         raise DataError(
             "evaluation is asked for, and no evaluation row is left",
-            where=str(files[-1].path),
+            where=str(tables.all[-1].report.path),
             remedy="Give rows that are not trained on and fit max_length, or set eval_strategy: no.",
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 from llamafarm import terminal
 from llamafarm.data.encoding.block import BlockEncoder, RowEncoding
 from llamafarm.data.encoding.cache import TokenCache
-from llamafarm.data.encoding.fitting import Fitting, Limits
+from llamafarm.data.encoding.fitting import Fitting, Limits, WhenTooLong
 from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.data.encoding.table import EncodedTable, fit_rows, open_table
 from llamafarm.data.encoding.template import ChatTemplate, TrainedPart
@@ -25,11 +25,11 @@ from llamafarm.data.selection.cleaning import CleaningRules, clean_rows
 from llamafarm.data.selection.corpus import SPLIT_THRESHOLD, split_rows
 from llamafarm.data.selection.near_duplicates import group_near_duplicates
 from llamafarm.data.selection.traces import TracesWanted, first_of_repeats
-from llamafarm.errors import StrategyError
 from llamafarm.hardware.machine import read_machine
 from llamafarm.model.load import text_encoder, tokenizer_json
 from llamafarm.strategy.load import LoadedStrategy, resolve_path
 from llamafarm.strategy.schema import DataPreprocessing, Dataset, EpochRange, Strategy
+from llamafarm.training.preparation.sources import repeat_by_weight, training_sources
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +49,10 @@ class Choice:
     why: str
 
 
+# A file, and which of its conversations.
+Part = tuple[EncodedTable, "NDArray[np.int64]"]
+
+
 def wants_evaluation(strategy: Strategy) -> bool:
     """Return whether the strategy has a setting that means nothing without evaluation."""
     args = strategy.training_args
@@ -61,35 +65,59 @@ def wants_evaluation(strategy: Strategy) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The files of a run, encoded: those with training rows and, if the strategy names one, its eval_file.
+
+    `weights` say how often an epoch takes the rows of each training file.
+    """
+
+    training: list[EncodedTable]
+    weights: list[float]
+    evaluation: EncodedTable | None = None
+
+    @property
+    def all(self) -> list[EncodedTable]:
+        """Return the training files and then that for evaluation."""
+        return [*self.training, *([self.evaluation] if self.evaluation else [])]
+
+    @property
+    def shown(self) -> str:
+        """Return the training files as they are named in an error."""
+        return ", ".join(str(table.report.path) for table in self.training)
+
+
 def read_tables(
     loaded: LoadedStrategy, tokenizer: Any, template: ChatTemplate, limits: Limits, scratch_dir: Path | None
-) -> list[EncodedTable]:
-    """Return the training file and, if the strategy names one, the evaluation file, encoded.
+) -> Tables:
+    """Return the files of a run, encoded.
 
-    Large files are kept encoded for the next run; below `scratch_dir`, where that is given.
+    Large ones are kept encoded for the next run; below `scratch_dir`, where that is given.
     """
     strategy = loaded.strategy
     dataset, preprocessing = strategy.dataset, strategy.data_preprocessing
-    if dataset.train_file is None:
-        raise StrategyError(
-            "the strategy names no training data",
-            where=f"{loaded.file or 'preset'}: {loaded.key}",
-            remedy="Add dataset.train_file, or pass --train-dataset.",
-        )
-    paths = [dataset.train_file] + ([dataset.eval_file] if dataset.eval_file else [])
+    sources = training_sources(loaded, scratch_dir)
+    eval_path = resolve_path(dataset.eval_file, loaded) if dataset.eval_file else None
     encoding = encoding_of(tokenizer, template, dataset, limits)
     wanted = TracesWanted(
         of_quality=preprocessing.filter_quality,
-        of_near_duplicates=preprocessing.remove_near_duplicates or is_split(strategy) or len(paths) > 1,
+        of_near_duplicates=preprocessing.remove_near_duplicates
+        or is_split(strategy)
+        or eval_path is not None,
     )
     chosen = preprocessing.cache_dir
     cache = TokenCache(Path(chosen).expanduser() if chosen else None, scratch_dir)
     options = ReadOptions.of(dataset, preprocessing)
     num_processes = num_encoding_processes(strategy.training_args.dataloader_num_workers)
-    return [
-        _open(DataReader(resolve_path(path, loaded), options), encoding, wanted, cache, num_processes)
-        for path in paths
-    ]
+
+    def read(path: Path) -> EncodedTable:
+        return _open(DataReader(path, options), encoding, wanted, cache, num_processes)
+
+    return Tables(
+        [read(source.path) for source in sources],
+        [source.weight for source in sources],
+        None if eval_path is None else read(eval_path),
+    )
 
 
 def _open(
@@ -130,9 +158,14 @@ def encoding_of(
         encoder=text_encoder(tokenizer),
         num_ids=len(tokenizer),
         tokenizer_json=tokenizer_json(tokenizer),
-        trained=TrainedPart(dataset.train_on == "last", dataset.train_on_prompt),
+        trained=trained_part_of(dataset),
         fitting=fitting,
     )
+
+
+def trained_part_of(dataset: Dataset) -> TrainedPart:
+    """Return which part of a row a strategy trains on."""
+    return TrainedPart(dataset.train_on == "last", dataset.train_on_prompt)
 
 
 def num_encoding_processes(num_workers: int | None) -> int:
@@ -151,48 +184,72 @@ def is_split(strategy: Strategy) -> bool:
 
 
 def settle_rows(
-    loaded: LoadedStrategy,
-    tables: Sequence[EncodedTable],
-    limits: Limits,
-    choices: list[Choice],
-    warnings: list[str],
+    loaded: LoadedStrategy, tables: Tables, limits: Limits, choices: list[Choice], warnings: list[str]
 ) -> tuple[EncodedRows, EncodedRows]:
     """Return the training and the evaluation rows; what was chosen and what was left out is said."""
-    dataset = loaded.strategy.dataset
-    for table in tables:
+    strategy = loaded.strategy
+    for table in tables.all:
         warnings += table.report.warnings()
-    kept = _clean(tables, loaded.strategy.data_preprocessing, warnings)
-    if len(tables) == 2:
-        if dataset.eval_split is not None:
-            choices.append(
-                Choice("evaluation rows", str(tables[1].report.path), "eval_file, so eval_split is not used")
-            )
+    kept = _clean(tables.all, strategy.data_preprocessing, warnings)
+    training = list(zip(tables.training, kept, strict=False))
+    evaluation: list[Part] = []
+    if tables.evaluation is not None:
+        if strategy.dataset.eval_split is not None:
+            path = str(tables.evaluation.report.path)
+            choices.append(Choice("evaluation rows", path, "eval_file, so eval_split is not used"))
         _warn_of_leaks(tables, kept, warnings)
-        parts = [(tables[0], kept[0]), (tables[1], kept[1])]
-    elif is_split(loaded.strategy):
-        parts = [(tables[0], part) for part in _split(tables[0], kept[0], loaded.strategy, choices)]
-    else:
-        parts = [(tables[0], kept[0]), (tables[0], np.zeros(0, np.int64))]
-    fitted = []
-    for (table, chosen), kind in zip(parts, ("training", "evaluation"), strict=True):
-        rows, said = fit_rows(table, chosen, limits, dataset.when_too_long, kind)
-        fitted.append(rows)
-        warnings += said
-    return fitted[0], fitted[1]
+        evaluation = [(tables.evaluation, kept[-1])]
+    elif is_split(strategy):
+        training, evaluation = _split(training, tables.shown, strategy, choices)
+    weights = tables.weights
+    if any(weight != 1 for weight in weights):
+        seed = strategy.dataset.seed
+        training = [
+            (table, repeat_by_weight(rows, weight, seed))
+            for (table, rows), weight in zip(training, weights, strict=True)
+        ]
+    how = strategy.dataset.when_too_long
+    return (
+        _fit(training, limits, how, "training", warnings),
+        _fit(evaluation, limits, how, "evaluation", warnings),
+    )
+
+
+def _fit(
+    parts: Sequence[Part], limits: Limits, how: WhenTooLong, kind: str, warnings: list[str]
+) -> EncodedRows:
+    """Return the rows of all parts within the limits; of which file a sentence speaks is said if need be."""
+    fitted = [fit_rows(table, rows, limits, how, kind) for table, rows in parts]
+    for (table, _), (_, said) in zip(parts, fitted, strict=True):
+        warnings += said if len(parts) == 1 else [f"{table.report.path}: {sentence}" for sentence in said]
+    return EncodedRows.joined([rows for rows, _ in fitted]) if fitted else EncodedRows.of([])
 
 
 def _split(
-    table: EncodedTable, kept: NDArray[np.int64], strategy: Strategy, choices: list[Choice]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    parts: Sequence[Part], shown: str, strategy: Strategy, choices: list[Choice]
+) -> tuple[list[Part], list[Part]]:
+    """Return the training and the evaluation rows of each part."""
     dataset = strategy.dataset
     percent = dataset.eval_split * 100 if dataset.eval_split else _RECOMMENDED_EVAL_PERCENT
     why = "dataset.eval_split" if dataset.eval_split else "evaluation is asked for; the guide recommends 10 %"
-    choices.append(Choice("evaluation rows", f"{percent:g} % of the training file", why))
-    keys = group_near_duplicates([table.traces.shingled], [kept], SPLIT_THRESHOLD)
-    train, evaluation = split_rows(
-        kept.tolist(), keys, percent, dataset.seed, str(table.report.path), shuffle=dataset.shuffle
-    )
-    return np.array(train, np.int64), np.array(evaluation, np.int64)
+    of_what = "the training file" if len(parts) == 1 else "the training files"
+    choices.append(Choice("evaluation rows", f"{percent:g} % of {of_what}", why))
+    kept = [rows for _, rows in parts]
+    keys = group_near_duplicates([table.traces.shingled for table, _ in parts], kept, SPLIT_THRESHOLD)
+    sides = split_rows(range(len(keys)), keys, percent, dataset.seed, shown, shuffle=dataset.shuffle)
+    # Places count through all parts, one after the other.
+    firsts = np.cumsum([0, *map(len, kept)])
+    of_sides = []
+    for side in sides:
+        places = np.array(side, np.int64)
+        part_of = np.searchsorted(firsts, places, side="right") - 1
+        of_sides.append(
+            [
+                (table, rows[places[part_of == number] - firsts[number]])
+                for number, (table, rows) in enumerate(parts)
+            ]
+        )
+    return of_sides[0], of_sides[1]
 
 
 def _clean(
@@ -206,19 +263,18 @@ def _clean(
     return kept
 
 
-def _warn_of_leaks(
-    tables: Sequence[EncodedTable], kept: Sequence[NDArray[np.int64]], warnings: list[str]
-) -> None:
+def _warn_of_leaks(tables: Tables, kept: Sequence[NDArray[np.int64]], warnings: list[str]) -> None:
     """Warn of evaluation rows that are, or nearly are, training rows."""
-    num_train = len(kept[0])
-    traces = [table.traces for table in tables]
+    assert tables.evaluation is not None
+    num_train = sum(map(len, kept[:-1]))
+    traces = [table.traces for table in tables.all]
     keys = [part.keys_N2[rows] for part, rows in zip(traces, kept, strict=True)]
     is_repeat = first_of_repeats(np.concatenate(keys))[num_train:] < num_train
-    numbers = traces[1].row_numbers_N[kept[1]]
+    numbers, path = traces[-1].row_numbers_N[kept[-1]], tables.evaluation.report.path
     if is_repeat.any():
         warnings.append(
             f"{is_repeat.sum()} evaluation rows are training rows, too, so that their loss flatters: "
-            f"{_show_numbers(numbers[is_repeat])} of {tables[1].report.path}; "
+            f"{_show_numbers(numbers[is_repeat])} of {path}; "
             "data_preprocessing.remove_duplicates: true drops them"
         )
     groups = group_near_duplicates([part.shingled for part in traces], kept, SPLIT_THRESHOLD)
@@ -226,7 +282,7 @@ def _warn_of_leaks(
     if is_near.any():
         warnings.append(
             f"{is_near.sum()} evaluation rows are nearly training rows, so that their loss flatters: "
-            f"{_show_numbers(numbers[is_near])} of {tables[1].report.path}; "
+            f"{_show_numbers(numbers[is_near])} of {path}; "
             "data_preprocessing.remove_near_duplicates: true drops them"
         )
 

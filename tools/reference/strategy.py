@@ -163,6 +163,10 @@ def _kind(schema: dict[str, Any]) -> str:
     kind = schema.get("type")
     if kind == "null":
         return ""
+    if kind == "object":
+        return f"a mapping of {' and '.join(f'`{name}`' for name in schema['properties'])}"
+    if kind == "array" and "anyOf" in schema["items"]:
+        return f"a list with entries that are {_kind(schema['items'])}"
     if kind == "array":
         return f"a list of {_kind(schema['items']).removeprefix('a ')}s"
     names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}

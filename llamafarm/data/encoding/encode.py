@@ -75,6 +75,6 @@ def _num_or_raise(num_before: int | None, beginning: str, row_number: int) -> in
             f"the tokenizer joins the end of a prompt and the answer into one token, after "
             f"{beginning[-30:]!r}",
             where=f"row {row_number}",
-            remedy="End the prompt part of prompt_template.format with a line break or a colon and a blank.",
+            remedy="Let a line break end the prompt in prompt_template.format: {input}\\nAnswer:\\n{output}.",
         )
     return num_before

@@ -23,8 +23,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.data.encoding.pack import Pack, pack_rows
+from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.model.forward import packed_attention, supervised_logits
 from llamafarm.training.step import Precision, run_step
 from tools.write_corpus import iterate_documents

@@ -70,6 +70,7 @@ class TokenCache:
             return None
         with suppress(OSError):  # of somebody else, who keeps it as long as they use it
             os.utime(folder / _MANIFEST)
+        terminal.say(f"{reader.path}: {report.num_rows:,} rows, encoded before and kept in {folder}")
         return report, block
 
     @contextmanager

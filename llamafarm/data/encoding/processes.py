@@ -28,7 +28,6 @@ _ROWS_OF_A_BLOCK = 512
 _CHARACTERS_OF_A_BLOCK = 2**21
 # Smaller files are done before another process has started.
 _LEAST_BYTES_FOR_PROCESSES = 8 * 2**20
-_HEADER_BYTES = 8
 
 
 def encode_file(reader: DataReader, encoder: BlockEncoder, num_processes: int) -> Iterator[EncodedBlock]:
@@ -99,8 +98,8 @@ class _EncodeThere:
         self._idle: SimpleQueue[_Process] = SimpleQueue()
         self._threads = ThreadPoolExecutor(num_processes)
         stack.callback(self._threads.shutdown, cancel_futures=True)
-        self._processes = [_Process() for _ in range(num_processes)]
-        for process in self._processes:
+        for _ in range(num_processes):
+            process = _Process()
             stack.callback(process.kill)  # before the threads are waited for
             self._idle.put(process)
 

@@ -21,7 +21,7 @@ from llamafarm.model.weights import Trained, form_of, trained_weights, transform
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
-from llamafarm.training.preparation.prepare import Preparation, prepare
+from llamafarm.training.preparation.prepare import Preparation, check_what_was_away, prepare
 from llamafarm.training.preparation.rows import trained_part_of
 from llamafarm.training.record import (
     FINAL_MODEL_FOLDER,
@@ -49,6 +49,7 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
         return_freed_memory()
     precision = precision_of(preparation)
     model, dropout_plan = open_for_training(preparation, strategy)
+    preparation.warnings += check_what_was_away(preparation, strategy)
     show_preparation(preparation)
 
     with packed_attention(transformer_of(model)):

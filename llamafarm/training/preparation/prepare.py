@@ -152,6 +152,22 @@ def _use_tokenizer_threads(strategy: Strategy) -> None:
         use_tokenizer_threads(num_threads)
 
 
+def check_what_was_away(preparation: Preparation, strategy: Strategy) -> list[str]:
+    """Return what the gate warns of beside what it did, now that the base model's weights are here.
+
+    Raises `DataError` for what blocks. Nothing is new where they were here from the beginning.
+    """
+    if preparation.source.is_local:
+        return []
+    figures = gate_figures(
+        preparation.base, preparation.tokenizer, preparation.template, preparation.method.type
+    )
+    figures.add(preparation.train_rows)
+    where = ", ".join(str(file.path) for file in preparation.data_files)
+    warnings = check_gate(figures, preparation.plan.steps_per_epoch, strategy.dataset.allow, where)
+    return [warning for warning in warnings if warning not in preparation.warnings]
+
+
 def load_once(preparation: Preparation) -> None:
     """Load the base model and let it go: what is not here yet is downloaded, what is damaged is found."""
     load_model(preparation.base, dtype=torch.bfloat16, device=torch.device("cpu"))

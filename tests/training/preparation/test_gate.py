@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from llamafarm.errors import DataError
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.sections.data import FindingName
 from llamafarm.training.preparation import gate as gate_module
+from llamafarm.training.preparation import prepare as prepare_module
 from llamafarm.training.preparation.gate import GateFigures, check_gate, find_faults
 from llamafarm.training.preparation.prepare import prepare
 from llamafarm.training.run import run_training
@@ -101,3 +103,24 @@ def test_an_adapter_does_not_train_what_a_token_is_and_full_training_does(
     full = {"method.type": "full_finetune", "method.target_modules": None, "method.dropout": None}
     settings = {**full, "method.r": None, "method.alpha": None, "training_args.learning_rate": 1e-5}
     assert prepare(load(make_rows(4), **settings)).train_rows
+
+
+def test_what_is_not_here_yet_is_looked_at_once_it_is(
+    load: Load,
+    make_rows: Callable[..., list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    find = prepare_module.find_source
+    monkeypatch.setattr(prepare_module, "find_source", lambda *names: replace(find(*names), is_local=False))
+    num_looks = 0
+
+    def find_untrained(_: Path, texts: dict[int, str]) -> dict[int, str]:
+        nonlocal num_looks
+        num_looks += 1
+        return texts if num_looks == 2 else {}
+
+    monkeypatch.setattr(gate_module, "find_untrained_tokens", find_untrained)
+    with pytest.raises(DataError, match="was never trained on"):
+        run_training(load(make_rows(4)))
+    assert not (tmp_path / "run").exists()

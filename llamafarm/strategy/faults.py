@@ -108,6 +108,7 @@ _REMEDIES = {
     "needs_evaluation": "Set eval_strategy to epoch or steps, or remove the other.",
     "placeholder": 'Write it as in format: "Question: {input}\\nAnswer: {output}".',
     "epochs": "Write num_train_epochs: 3, the default.",
+    "files": "Write train_file: rows.jsonl, or train_file: [a.jsonl, {file: b.jsonl, weight: 2}].",
     "target_modules": "Write target_modules: [q_proj, v_proj], or target_modules: all-linear.",
 }
 """For the errors that the sections raise themselves; see `PydanticCustomError` there."""
@@ -136,7 +137,7 @@ def _describe_value(
     if kind == "literal_error":
         return _describe_choice(names, shown, value, origin)
     if kind in _REMEDIES:
-        message = detail["msg"] + (got if kind in ("epochs", "target_modules") else "")
+        message = detail["msg"] + (got if kind in ("epochs", "files", "target_modules") else "")
         return Fault(f"{shown} {message}", origin.where, _REMEDIES[kind])
     if kind in _LIMITS:
         words, key = _LIMITS[kind]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llamafarm.strategy.sections.base import EpochRange, Section, fixed_count
-from llamafarm.strategy.sections.data import DataPreprocessing, Dataset, PromptTemplate
+from llamafarm.strategy.sections.data import DataPreprocessing, Dataset, PromptTemplate, WeightedFile
 from llamafarm.strategy.sections.deployment import (
     Export,
     Generation,
@@ -42,6 +42,7 @@ __all__ = [
     "Section",
     "Strategy",
     "TrainingArgs",
+    "WeightedFile",
     "fixed_count",
     "walk_leaves",
 ]

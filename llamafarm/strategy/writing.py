@@ -12,7 +12,7 @@ from typing import Any
 
 from llamafarm.strategy.loaded import LoadedStrategy
 from llamafarm.strategy.scalars import resolve_scalar
-from llamafarm.strategy.schema import EpochRange, walk_leaves
+from llamafarm.strategy.schema import EpochRange, WeightedFile, walk_leaves
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./-][A-Za-z0-9_]+)*|\.{1,2}(/[A-Za-z0-9_.-]+)+")
 _WORDS_OF_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
@@ -47,6 +47,9 @@ def write_value(value: Any) -> str:
         shown = repr(value)
         # An older reader takes 2e-05 for a text.
         return shown.replace("e", ".0e") if "e" in shown and "." not in shown else shown
+    if isinstance(value, WeightedFile):
+        file = write_value(value.file)
+        return file if value.weight == 1 else f"{{file: {file}, weight: {write_value(value.weight)}}}"
     return str(value) if isinstance(value, EpochRange) else json.dumps(value)
 
 

@@ -51,6 +51,10 @@ class WeightedFile(BaseModel):
     file: str
     weight: float = 1.0
 
+    def __str__(self) -> str:
+        """Return it as it is shown: the file, with its weight unless that is 1."""
+        return self.file if self.weight == 1 else f"{self.file} (weight {self.weight:g})"
+
 
 def _read_files(value: Any) -> str | tuple[WeightedFile, ...]:
     """Read a path or a list of them; one validator and not a union, so that a fault is reported once."""

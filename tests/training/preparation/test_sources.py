@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.errors import DataError, MachineError, StrategyError
-from llamafarm.strategy.load import LoadedStrategy
+from llamafarm.strategy.load import LoadedStrategy, load_strategy
+from llamafarm.strategy.writing import write_strategy
 from llamafarm.training.preparation import sources
 from llamafarm.training.preparation.prepare import prepare
 from llamafarm.training.preparation.sources import repeat_by_weight
@@ -126,6 +127,18 @@ def test_every_place_comes_as_often_as_any_other_or_once_more(number: int, weigh
 def test_what_names_no_files_is_told_with_its_place(load: Load, value: Any) -> None:
     with pytest.raises(StrategyError, match=r"dataset\.train_file"):
         load([], dataset__train_file=value)
+
+
+def test_a_list_is_shown_and_written_so_that_it_loads_to_the_same(load: Load, tmp_path: Path) -> None:
+    files = ["a b.jsonl", {"file": "b.jsonl", "weight": 2.5}, {"file": "c.jsonl"}]
+    loaded = load([], dataset__train_file=files)
+    (tmp_path / "written.yaml").write_text(write_strategy(loaded), encoding="utf-8")
+    again = load_strategy("s", file=tmp_path / "written.yaml")
+    assert again.strategy.dataset == loaded.strategy.dataset
+    shown = [str(each) for each in again.strategy.dataset.train_file or ()]
+    assert shown == ["a b.jsonl", "b.jsonl (weight 2.5)", "c.jsonl"]
+    recorded = json.loads(loaded.strategy.model_dump_json())["dataset"]["train_file"]
+    assert recorded[1] == {"file": "b.jsonl", "weight": 2.5}
 
 
 def test_a_name_that_is_neither_path_nor_id_is_a_path_that_is_not_there(load: Load) -> None:

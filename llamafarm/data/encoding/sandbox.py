@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -57,6 +57,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: self._bounded(name, made) for name, made in self.filters.items()}
         self.filters[_COUNTED] = _count
         self.filters[_JOINED] = _join
+
+    def make_globals(self, d: MutableMapping[str, Any] | None) -> MutableMapping[str, Any]:
+        """Return the names that a template sees: a plain dict, which each rendering copies in a moment."""
+        return {**self.globals, **(d or {})}
 
     def renew_budget(self) -> None:
         """Give the next rendering all of its steps."""

@@ -87,13 +87,20 @@ def _encode(file: Path, encoder: BlockEncoder, num_processes: int) -> dict[str, 
 def _is_answer(
     row: EncodedRow, text: str, conversation: Conversation, template: ChatTemplate, tokenizer: Any
 ) -> bool:
-    """Return whether what is trained on is one run of tokens that decodes to the answer and its end."""
+    """Return whether what is trained on is one run of tokens that decodes to the answer and its end.
+
+    Both are decoded, since some tokenizers drop characters that they do not know.
+    """
     prompt = template.render(conversation.messages[:-1], add_generation_prompt=True, tools=conversation.tools)
     end = text.rindex(template.end_of_turn) + len(template.end_of_turn)
     places = np.flatnonzero(row.is_supervised_T)
-    trained = row.token_ids_T[places[0] : places[-1] + 1]
-    decoded: str = tokenizer.decode(trained, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return len(trained) == len(places) and decoded.strip() == text[len(prompt) : end].strip()
+    trained = row.token_ids_T[places[0] : places[-1] + 1].tolist()
+    expected = tokenizer(text[len(prompt) : end], add_special_tokens=False)["input_ids"]
+    found, wanted = (
+        tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
+        for ids in (trained, expected)
+    )
+    return len(trained) == len(places) and bool(found == wanted)
 
 
 def describe_file(file: Path) -> str:

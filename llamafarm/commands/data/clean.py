@@ -10,6 +10,8 @@ import typer
 from llamafarm import terminal
 from llamafarm.commands.options import PrintsJson, set_mode
 
+_MOST_BAD_ROWS_SHOWN = 5
+
 
 def clean(
     file: Annotated[Path, typer.Argument(help="Data file.")],
@@ -51,6 +53,8 @@ def clean(
         return
     for left_out in made.left_out:
         terminal.say(str(left_out))
-    for bad in made.bad_rows:
+    if made.num_bad_rows:
+        terminal.say(f"{made.num_bad_rows} rows are left out, because they cannot be read; the first:")
+    for bad in made.bad_rows[:_MOST_BAD_ROWS_SHOWN]:
         terminal.say(f"{bad.where}: {bad.problem}")
     terminal.result(f"{made.file}  {made.num_kept} of {made.num_rows} rows")

@@ -50,9 +50,10 @@ class TokenCache:
         self._folder = folder or default_folder()
         self._scratch = scratch
 
-    def key_of(self, content_sha256: str, encoder: BlockEncoder) -> str:
-        """Return the name of a file's folder, from the hash of its bytes and what becomes of them."""
-        described = json.dumps([_FORM, __version__, content_sha256, encoder.recipe()], sort_keys=True)
+    def key_of(self, reader: DataReader, content_sha256: str, encoder: BlockEncoder) -> str:
+        """Return the name of a file's folder, from its kind, its content and what becomes of it."""
+        content = [reader.describe_files(), content_sha256]
+        described = json.dumps([_FORM, __version__, content, encoder.recipe()], sort_keys=True)
         return sha256(described.encode()).hexdigest()[:32]
 
     def find(self, key: str, reader: DataReader) -> tuple[FileReport, EncodedBlock] | None:

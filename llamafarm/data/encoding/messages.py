@@ -21,13 +21,8 @@ _ERRORS: dict[str, type[LlamaFarmError]] = {kind.__name__: kind for kind in (Dat
 
 
 def describe_rows(rows: Sequence[RawRow]) -> list[Any]:
-    """Return raw rows as JSON has them, for `rows_of`. Raises `TypeError` for what it does not have."""
-    described = [
-        [number, _describe_bad(raw) if isinstance(raw, BadRowError) else raw] for number, raw in rows
-    ]
-    if not all(isinstance(raw, str) for _, raw in rows):
-        json.dumps(described)
-    return described
+    """Return raw rows as JSON has them, for `rows_of`; a table's dates and the like stay what they are."""
+    return [[number, _describe_bad(raw) if isinstance(raw, BadRowError) else raw] for number, raw in rows]
 
 
 def rows_of(described: Sequence[Any]) -> list[RawRow]:
@@ -36,7 +31,10 @@ def rows_of(described: Sequence[Any]) -> list[RawRow]:
 
 
 def write_message(stream: IO[bytes], record: Any, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-    """Write JSON and arrays, for `read_message`."""
+    """Write JSON and arrays, for `read_message`.
+
+    Raises `TypeError`, with nothing written, for what JSON does not have.
+    """
     shapes = {name: (array.dtype.str, array.shape) for name, array in (arrays or {}).items()}
     head = json.dumps([record, shapes]).encode()
     stream.write(len(head).to_bytes(_LENGTH_BYTES, "little"))

@@ -145,17 +145,15 @@ class _Process:
 
     def encode(self, encoder: BlockEncoder, block: Sequence[RawRow]) -> EncodedBlock:
         """Return what `encoder` makes of a block. Raises its errors, and `MachineError`."""
-        try:
-            content = describe_rows(block)
-        except TypeError:  # a table's dates and the like
-            return encoder.encode(block)
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             if not self._has_encoder:
                 write_message(self._process.stdin, encoder.recipe())
                 self._has_encoder = True
-            write_message(self._process.stdin, content)
+            write_message(self._process.stdin, describe_rows(block))
             return read_result(self._process.stdout)
+        except TypeError:  # a table's dates and the like, which JSON does not have
+            return encoder.encode(block)
         except (EOFError, OSError) as error:
             raise self._death() from error
 

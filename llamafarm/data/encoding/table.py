@@ -70,7 +70,7 @@ def open_table(
             on_block(reader.num_bytes_read)
         return table_of(reader.report(), EncodedBlock.of_columns(writer.finish()))
     sha256 = reader.hash_files()
-    key = cache.key_of(sha256, encoder) if encoder.encoding.tokenizer_json else None
+    key = cache.key_of(reader, sha256, encoder) if encoder.encoding.tokenizer_json else None
     if key is not None and (found := cache.find(key, reader)) is not None:
         on_block(reader.num_bytes())
         return table_of(*found)

@@ -60,7 +60,7 @@ def read_rows(path: Path, seen: SeenBytes) -> Iterator[RawRow]:
         with open_stream(path, seen) as stream:
             if stream.peek(4).startswith(_PARQUET_MAGIC):
                 yield from read_parquet_rows(path)
-            elif _kind_suffix(path) in _TABLE_SUFFIXES:
+            elif kind_suffix(path) in _TABLE_SUFFIXES:
                 yield from read_csv_rows(stream)
             else:
                 yield from read_json_rows(stream)
@@ -81,7 +81,7 @@ def read_row_texts(path: Path) -> Iterator[tuple[int, str]]:
     For files that `read_rows` read without an error.
     """
     with open_stream(path, SeenBytes()) as stream:
-        if not (stream.peek(4).startswith(_PARQUET_MAGIC) or _kind_suffix(path) in _TABLE_SUFFIXES):
+        if not (stream.peek(4).startswith(_PARQUET_MAGIC) or kind_suffix(path) in _TABLE_SUFFIXES):
             yield from read_json_texts(stream)
             return
     for row_number, row in read_rows(path, SeenBytes()):
@@ -104,10 +104,11 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _is_data_file(path: Path) -> bool:
-    return not path.name.startswith(".") and _kind_suffix(path) in DATA_SUFFIXES
+    return not path.name.startswith(".") and kind_suffix(path) in DATA_SUFFIXES
 
 
-def _kind_suffix(path: Path) -> str:
+def kind_suffix(path: Path) -> str:
+    """Return what a file's name says of its kind, such as `.csv` of `a.csv.gz`; empty if it says nothing."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in PACKED_SUFFIXES:
         suffixes.pop()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llamafarm.data.conversation import Conversation
 from llamafarm.data.reading.bad_row import BadRowError, EmptyTurnError, Row
-from llamafarm.data.reading.files import data_files, read_bytes, read_rows
+from llamafarm.data.reading.files import data_files, kind_suffix, read_bytes, read_rows
 from llamafarm.data.reading.formats import (
     FORMATS,
     check_keys,
@@ -157,6 +157,10 @@ class DataReader:
         for file in data_files(self.path):
             read_bytes(file, seen)
         return seen.sha256.hexdigest()
+
+    def describe_files(self) -> list[tuple[str, int]]:
+        """Return each file's kind, by its name, and its size: with `sha256`, what reading follows from."""
+        return [(kind_suffix(file), file.stat().st_size) for file in data_files(self.path)]
 
     def __iter__(self) -> Iterator[Conversation]:
         """Read from the beginning."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from llamafarm import terminal
@@ -104,10 +107,9 @@ def test_processes_memory_and_the_cache_give_the_same(
     assert (here.report.num_bad_rows, here.report.num_empty_rows) == (1, 1)
     assert here.traces.row_numbers_N.tolist() == [n for n in range(1, 21) if n not in (8, 10)]
     assert_same(here, open_file(3, cache=TokenCache(tmp_path / "three")))
-    monkeypatch.setattr(processes, "encode_file", None)
     monkeypatch.setattr(table, "encode_file", lambda *_: iter(()))
     assert_same(here, open_file(cache=TokenCache(tmp_path / "one")))
-    monkeypatch.undo()
+    monkeypatch.undo()  # now the file is a small one, which stays in memory
     assert_same(here, open_file(cache=TokenCache(tmp_path / "other")))
 
 
@@ -147,10 +149,36 @@ def test_bad_rows_are_told_with_the_place_of_the_file_that_is_read(
     reader = DataReader(moved, ReadOptions(filter_empty=True, skips_bad_rows=True))
     encoder = BlockEncoder(reader.options, encoding, EVERYTHING)
     cache = TokenCache(tmp_path / "cache")
-    found = cache.find(cache.key_of(reader.hash_files(), encoder), reader)
+    found = cache.find(cache.key_of(reader, reader.hash_files(), encoder), reader)
     assert found is not None
     assert [bad.where for bad in found[0].bad_rows] == [f"{moved}:8"]
     assert found[0].path == moved
+
+
+def test_the_same_bytes_under_the_name_of_another_kind_are_another_file(
+    open_file: Open, file: Path, encoding: RowEncoding, tmp_path: Path
+) -> None:
+    open_file()
+    table_of_cells = file.rename(tmp_path / "rows.csv")
+    reader = DataReader(table_of_cells, ReadOptions(filter_empty=True, skips_bad_rows=True))
+    encoder = BlockEncoder(reader.options, encoding, EVERYTHING)
+    cache = TokenCache(tmp_path / "cache")
+    assert cache.find(cache.key_of(reader, reader.hash_files(), encoder), reader) is None
+
+
+def test_rows_that_json_does_not_have_are_encoded_here(encoding: RowEncoding, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    days = [datetime.date(2026, 1, day) for day in range(1, 10)]
+    questions = [f"what happened on day {day.day}" for day in days]
+    columns = {"prompt": questions, "completion": ["nothing"] * len(days), "day": days}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    blocks = []
+    for num_processes in (1, 2):
+        reader = DataReader(path)
+        encoder = BlockEncoder(reader.options, encoding, EVERYTHING)
+        made = list(processes.encode_file(reader, encoder, num_processes))
+        blocks.append(np.concatenate([block.marked_ids_T for block in made]).tolist())
+    assert blocks[0] == blocks[1]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

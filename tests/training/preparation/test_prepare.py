@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from llamafarm.errors import DataError, MachineError, ModelError, StrategyError
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.loop import Every
+from llamafarm.training.preparation import rows as rows_module
 from llamafarm.training.preparation.prepare import Preparation, prepare
 
 Load = Callable[..., LoadedStrategy]
@@ -300,3 +302,13 @@ def test_large_files_are_kept_encoded_where_the_strategy_says(
             row.token_ids_T.tolist() for row in first.train_rows
         ]
         assert other.data_files == first.data_files
+
+
+@pytest.mark.parametrize(("num_workers", "num_processes"), [(0, 1), (1, 1), (3, 3), (None, 2), (99, 99)])
+def test_large_files_are_encoded_by_as_many_processes_as_the_strategy_says(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int | None, num_processes: int
+) -> None:
+    monkeypatch.setattr(rows_module, "read_machine", lambda: SimpleNamespace(num_cores=2))
+    assert rows_module.num_encoding_processes(num_workers) == num_processes
+    monkeypatch.setattr(rows_module, "read_machine", lambda: SimpleNamespace(num_cores=64))
+    assert rows_module.num_encoding_processes(None) == 8

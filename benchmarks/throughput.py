@@ -10,7 +10,7 @@ the largest memory, and, for ours, per cent of the GEMM floor (`gemm_floor.py`) 
 
 Held equal: the weights, the rows as token ids with what is trained on, their order where a tool lets it be,
 16 rows a step (for packs: as many packs as 16 rows fill in the mean), LoRA of rank 8 on q, k, v and o without
-dropout, AdamW, its rate, and the number of threads. `--system-tokens` begins every row with the same text.
+dropout, AdamW, its constant rate, and the threads. `--system-tokens` begins every row with the same text.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def run_ours(folder: Path) -> dict[str, Any]:
             "output_dir": str(folder / "ours"),
             "num_train_epochs": 1,
             "learning_rate": _LEARNING_RATE,
+            "lr_scheduler_type": "constant",
             "per_device_train_batch_size": settings["batch_size"],
             "gradient_accumulation_steps": _ROWS_PER_STEP // settings["batch_size"],
         },

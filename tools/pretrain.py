@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
-from llamafarm.model.forward import packed_attention, supervised_logits
+from llamafarm.model.forward import packed_forward
 from llamafarm.training.step import Precision, run_step
 from tools.write_corpus import iterate_documents
 
@@ -127,11 +127,11 @@ def pretrain(arguments: argparse.Namespace) -> None:
     steps = iterate_steps(tokenizer, arguments.step_tokens, arguments.pack_tokens, arguments.health_share)
     started = time.monotonic()
     num_tokens = 0
-    with packed_attention(model), (output / "pretraining.jsonl").open("w") as log:
+    with packed_forward(model) as packed, (output / "pretraining.jsonl").open("w") as log:
         for step in range(1, arguments.steps + 1):
             packs = next(steps)
             result = run_step(
-                lambda pack: supervised_logits(model, pack),
+                packed.sum_loss,
                 packs,
                 optimizer,
                 precision,

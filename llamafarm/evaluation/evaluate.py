@@ -16,7 +16,7 @@ from llamafarm.evaluation.answers import AnswersResult, score_answers
 from llamafarm.evaluation.loss import LossResult, measure_loss
 from llamafarm.inference.generate import Answer
 from llamafarm.inference.open import OpenModel
-from llamafarm.model.forward import packed_attention
+from llamafarm.model.forward import packed_forward
 from llamafarm.model.load import text_encoder
 from llamafarm.planning.packs import choose_pack_tokens
 
@@ -84,8 +84,8 @@ def evaluate_model(opened: OpenModel, conversations: Sequence[Conversation], whe
 def _measure(
     opened: OpenModel, which: str, packs: Sequence[Pack], conversations: Sequence[Conversation]
 ) -> Measured:
-    with packed_attention(opened.transformer):
-        loss = measure_loss(opened.model, packs, opened.model.device, nullcontext)
+    with packed_forward(opened.transformer) as packed:
+        loss = measure_loss(packed, packs, opened.model.device, nullcontext)
     prompts = [conversation.messages[:-1] for conversation in conversations]
     settings = replace(opened.settings, temperature=0.0)
     with terminal.progress(f"{which} answers", len(prompts)) as progress:

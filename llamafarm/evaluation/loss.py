@@ -8,11 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from llamafarm.data.encoding.pack import Pack
-from llamafarm.kernels.loss import sum_cross_entropy
-from llamafarm.model.forward import supervised_logits
+from llamafarm.model.forward import PackedForward
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +27,13 @@ class LossResult:
 
 
 def measure_loss(
-    model: nn.Module,
+    packed: PackedForward,
     packs: Sequence[Pack],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> LossResult:
-    """Return the loss of `model` over `packs`; the model is in training mode afterwards if it was before.
-
-    Must run inside `packed_attention`.
-    """
+    """Return a model's loss over `packs`; the model is in training mode afterwards if it was before."""
+    model = packed.model
     was_training = model.training
     model.eval()
     loss_sum, num_supervised_tokens = 0.0, 0
@@ -45,7 +41,7 @@ def measure_loss(
         for pack in packs:
             if pack.num_supervised_tokens:
                 there = pack.to(device)
-                loss_sum += float(sum_cross_entropy(supervised_logits(model, there), there.targets_S))
+                loss_sum += float(packed.sum_loss(there))
                 num_supervised_tokens += pack.num_supervised_tokens
     model.train(was_training)
     return LossResult(loss_sum / max(num_supervised_tokens, 1), num_supervised_tokens)

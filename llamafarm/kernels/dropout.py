@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -39,6 +40,57 @@ class DropoutPlan:
         self.document_lengths = tuple(document_lengths)
 
 
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """Which elements of one layer's input are kept in one pack: drawn anew, and the same, at every call."""
+
+    layer_name: str
+    num_kept_of_65536: int
+    seed: int
+    step: int
+    row_indices: tuple[int, ...]
+    document_lengths: tuple[int, ...]
+    supervised_positions_S: torch.Tensor | None
+
+    @property
+    def scale(self) -> float:
+        """Return what kept elements are multiplied with, so that the mean stays what it was."""
+        return 65536 / self.num_kept_of_65536
+
+    def draw(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """Return a bool tensor of the shape of `hidden_TD`, (T, D) or (1, T, D): whether to keep an element.
+
+        Raises `ModelError` for a layer that sees neither all tokens nor the supervised ones, as experts do.
+        """
+        num_tokens, width = hidden_TD.shape[-2:]
+        masks = [
+            self._draw_row(row_index, length * width, hidden_TD.device)
+            for row_index, length in zip(self.row_indices, self.document_lengths, strict=True)
+        ]
+        mask_TD = torch.cat(masks).view(-1, width)
+        if num_tokens != len(mask_TD) and self.supervised_positions_S is not None:
+            mask_TD = mask_TD[self.supervised_positions_S]  # the output layer sees no others
+        if num_tokens != len(mask_TD):
+            raise ModelError(
+                f"{self.layer_name} sees {num_tokens} tokens of a pack that has another number of them",
+                where="method.dropout",
+                remedy="Write dropout: 0, or leave this layer out of target_modules.",
+            )
+        return mask_TD.view(hidden_TD.shape)
+
+    def _draw_row(self, row_index: int, num_elements: int, device: torch.device) -> torch.Tensor:
+        # One draw of 64 bits decides four elements: a draw for each cost 30 % of a step.
+        draws = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=device)
+        draws.random_(-(2**63), None, generator=self._generator(row_index, device))
+        return draws.view(torch.int16)[:num_elements] < self.num_kept_of_65536 - 32768
+
+    def _generator(self, row_index: int, device: torch.device) -> torch.Generator:
+        # repr keeps the parts apart; a hash spreads them over the seeds of the generator.
+        parts = repr((self.seed, self.step, row_index, self.layer_name)).encode()
+        seed = int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little") >> 1
+        return torch.Generator(device=device).manual_seed(seed)
+
+
 class RowDropout(nn.Module):
     """Dropout over a pack, each document's mask drawn for its row. Input axes: (1, T, D) or (T, D)."""
 
@@ -48,41 +100,26 @@ class RowDropout(nn.Module):
         self._layer_name = layer_name
         self._plan = plan
 
+    def mask(self) -> RowMask | None:
+        """Return the mask for the pack that the plan is at; None where nothing is dropped."""
+        if not self.training or self.p == 0.0:
+            return None
+        plan = self._plan
+        return RowMask(
+            self._layer_name,
+            # Chances are counted in 65,536ths, and the scale follows the count.
+            min(max(round((1.0 - self.p) * 65536), 1), 65536),
+            plan.seed,
+            plan.step,
+            plan.row_indices,
+            plan.document_lengths,
+            plan.supervised_positions_S,
+        )
+
     def forward(self, hidden_1TD: torch.Tensor) -> torch.Tensor:
         """Zero elements with probability p and scale the others by 1 / (1 - p); nothing in evaluation.
 
-        Raises `ModelError` for a layer that sees neither all tokens nor the supervised ones, as experts do.
+        Raises `ModelError` as `RowMask.draw` does.
         """
-        if not self.training or self.p == 0.0:
-            return hidden_1TD
-        num_tokens = hidden_1TD.shape[-2]
-        # Chances are counted in 65,536ths, and the scale follows the count: the mean stays what it was.
-        num_kept = min(max(round((1.0 - self.p) * 65536), 1), 65536)
-        masks = [
-            self._draw_kept(row_index, length * hidden_1TD.shape[-1], num_kept, hidden_1TD.device)
-            for row_index, length in zip(self._plan.row_indices, self._plan.document_lengths, strict=True)
-        ]
-        mask_TD = torch.cat(masks).view(-1, hidden_1TD.shape[-1])
-        if num_tokens != len(mask_TD) and self._plan.supervised_positions_S is not None:
-            mask_TD = mask_TD[self._plan.supervised_positions_S]  # the output layer sees no others
-        if num_tokens != len(mask_TD):
-            raise ModelError(
-                f"{self._layer_name} sees {num_tokens} tokens of a pack that has another number of them",
-                where="method.dropout",
-                remedy="Write dropout: 0, or leave this layer out of target_modules.",
-            )
-        return hidden_1TD * mask_TD.view(hidden_1TD.shape) * (65536 / num_kept)
-
-    def _draw_kept(
-        self, row_index: int, num_elements: int, num_kept: int, device: torch.device
-    ) -> torch.Tensor:
-        # One draw of 64 bits decides four elements: a draw for each cost 30 % of a step.
-        draws = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=device)
-        draws.random_(-(2**63), None, generator=self._generator(row_index, device))
-        return draws.view(torch.int16)[:num_elements] < num_kept - 32768
-
-    def _generator(self, row_index: int, device: torch.device) -> torch.Generator:
-        # repr keeps the parts apart; a hash spreads them over the seeds of the generator.
-        parts = repr((self._plan.seed, self._plan.step, row_index, self._layer_name)).encode()
-        seed = int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little") >> 1
-        return torch.Generator(device=device).manual_seed(seed)
+        mask = self.mask()
+        return hidden_1TD if mask is None else hidden_1TD * mask.draw(hidden_1TD) * mask.scale

@@ -1,9 +1,38 @@
-"""The loss of the supervised tokens. Axes: S supervised positions, V vocabulary."""
+"""The loss of the supervised tokens.
+
+Axes: S supervised positions, D hidden size, V vocabulary, C a chunk of S.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch.nn import functional
+
+# Positions whose logits exist at once. Fewer read the head's weights more often from memory, more fall out
+# of the caches between the passes over them.
+CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
+# Below this chance a 16-bit softmax is not trusted for the loss of its token.
+_LEAST_CHANCE = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A frozen output layer: logits are hidden @ weight.T * scale, then bounded by a tanh if `softcap`."""
+
+    weight_VD: torch.Tensor
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def write_logits(self, hidden_CD: torch.Tensor, out_CV: torch.Tensor) -> None:
+        """Put the logits into `out_CV`."""
+        torch.mm(hidden_CD, self.weight_VD.t(), out=out_CV)
+        if self.scale != 1.0:
+            out_CV *= self.scale
+        if self.softcap is not None:
+            out_CV.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 def sum_cross_entropy(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
@@ -12,3 +41,70 @@ def sum_cross_entropy(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch
     A sum, because the mean belongs to the whole optimizer step and is taken there.
     """
     return functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
+
+
+class _NoGradient:
+    """Stands for autograd's context where only the loss is asked for."""
+
+    needs_input_grad = (False,)
+
+
+def sum_head_loss(hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) -> torch.Tensor:
+    """Return `sum_cross_entropy` of a frozen head's logits, a chunk of positions at a time.
+
+    The head gets no gradient, so that of the hidden states is formed with the loss, while a chunk's logits
+    are at hand: neither all logits nor a second product with the head are needed.
+    """
+    loss: torch.Tensor = _HeadLoss.apply(hidden_SD, head, targets_S)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    """`sum_head_loss`."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) -> torch.Tensor:
+        size = max(min(CHUNK_POSITIONS[hidden_SD.device.type], len(hidden_SD)), 1)
+        is_trained = ctx.needs_input_grad[0]
+        # One buffer for all chunks: memory that is asked for anew costs more than a pass over it.
+        logits_CV = hidden_SD.new_empty(size, len(head.weight_VD))
+        d_hidden_SD = torch.empty_like(hidden_SD) if is_trained else None
+        chances_S = torch.empty_like(targets_S, dtype=torch.float32)
+        loss = torch.zeros_like(chances_S[:0].sum())
+        for start in range(0, len(hidden_SD), size):
+            chunk = slice(start, start + size)
+            chances_CV = logits_CV[: len(targets_S[chunk])]
+            head.write_logits(hidden_SD[chunk], chances_CV)
+            if d_hidden_SD is None:
+                loss += sum_cross_entropy(chances_CV, targets_S[chunk])
+            else:
+                chances_S[chunk] = _to_gradient(chances_CV, targets_S[chunk], head)
+                torch.mm(chances_CV, head.weight_VD, out=d_hidden_SD[chunk])
+        if d_hidden_SD is None:
+            return loss
+        ctx.save_for_backward(d_hidden_SD)
+        if bool((chances_S < _LEAST_CHANCE).any()):  # too small to tell how small: seen in runs that diverge
+            return _HeadLoss.forward(_NoGradient(), hidden_SD, head, targets_S)
+        return -chances_S.log_().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (d_hidden_SD,) = ctx.saved_tensors
+        return d_hidden_SD * gradients[0].to(d_hidden_SD.dtype), None, None
+
+
+def _to_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor, head: Head) -> torch.Tensor:
+    """Turn logits into the gradient to the product with the head, in place; return the targets' chances.
+
+    The softmax is taken in fp32 inside. In 16 bits a chance is as exact as the logits that it comes from.
+    """
+    chosen_C1 = targets_C[:, None]
+    slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap).square_()
+    chances_CV = torch.softmax(logits_CV, dim=1, out=logits_CV)
+    chances_C1 = chances_CV.gather(1, chosen_C1)
+    chances_CV.scatter_(1, chosen_C1, chances_C1 - 1)
+    if slope_CV is not None:
+        chances_CV *= slope_CV
+    if head.scale != 1.0:
+        chances_CV *= head.scale
+    return chances_C1[:, 0].float()

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
+
+from llamafarm.kernels.lora import Projection
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How scores are made: scaled, bounded by a tanh as Gemma 2 does, and of how many tokens.
+
+    `sliding_window` is how many tokens a token sees, itself included.
+    """
+
+    scale: float
+    sliding_window: int | None = None
+    softcap: float | None = None
 
 
 def attend_with_dense_mask(
@@ -12,19 +28,16 @@ def attend_with_dense_mask(
     key_KTD: torch.Tensor,
     value_KTD: torch.Tensor,
     document_lengths: Sequence[int],
-    *,
-    scale: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
+    scores: Scores,
 ) -> torch.Tensor:
     """Do what `attention.attend_within_documents` does, with one T x T mask over the whole pack."""
     num_groups = query_HTD.shape[0] // key_KTD.shape[0]
     key_HTD = key_KTD.repeat_interleave(num_groups, dim=0)
     value_HTD = value_KTD.repeat_interleave(num_groups, dim=0)
-    scores_HTT = query_HTD @ key_HTD.transpose(1, 2) * scale
-    if softcap is not None:
-        scores_HTT = softcap * torch.tanh(scores_HTT / softcap)
-    hidden_TT = ~visible_pairs(document_lengths, sliding_window, query_HTD.device)
+    scores_HTT = query_HTD @ key_HTD.transpose(1, 2) * scores.scale
+    if scores.softcap is not None:
+        scores_HTT = scores.softcap * torch.tanh(scores_HTT / scores.softcap)
+    hidden_TT = ~visible_pairs(document_lengths, scores.sliding_window, query_HTD.device)
     scores_HTT = scores_HTT.masked_fill(hidden_TT, float("-inf"))
     return torch.softmax(scores_HTT.float(), dim=-1).to(query_HTD.dtype) @ value_HTD
 
@@ -41,3 +54,32 @@ def visible_pairs(
     if sliding_window is not None:
         visible_TT &= distance_TT < sliding_window
     return visible_TT
+
+
+def normalize(hidden_TD: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Do what `elementwise.normalize` does, as it is written down."""
+    wide_TD = hidden_TD.float()
+    return (wide_TD * torch.rsqrt(wide_TD.square().mean(-1, keepdim=True) + epsilon) * weight_D).to(
+        hidden_TD.dtype
+    )
+
+
+def rotate(heads_TND: torch.Tensor, cosine_TE: torch.Tensor, sine_TE: torch.Tensor) -> torch.Tensor:
+    """Do what `elementwise.rotate` does: each pair of elements is turned by its angle."""
+    half = cosine_TE.shape[-1] // 2
+    first, second, rest = torch.split(heads_TND, [half, half, heads_TND.shape[-1] - 2 * half], dim=-1)
+    cosine, sine = cosine_TE[:, None, :half], sine_TE[:, None, :half]
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
+
+
+def project(hidden_TI: torch.Tensor, projections: Sequence[Projection]) -> tuple[torch.Tensor, ...]:
+    """Do what `lora.project` does: each layer by itself, and its adapter in the adapter's own numbers."""
+    outputs = []
+    for one in projections:
+        output_TO = functional.linear(hidden_TI, one.weight_OI, one.bias_O)
+        if one.down_rI is not None and one.up_Or is not None:
+            dropped_TI = hidden_TI if one.mask is None else hidden_TI * one.mask.draw(hidden_TI)
+            adapted_TO = dropped_TI.to(one.down_rI.dtype) @ one.down_rI.t() @ one.up_Or.t() * one.factor
+            output_TO = (output_TO + adapted_TO).to(hidden_TI.dtype)
+        outputs.append(output_TO)
+    return tuple(outputs)

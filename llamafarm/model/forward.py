@@ -8,7 +8,8 @@ positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +18,18 @@ from transformers import AttentionInterface, PreTrainedModel
 from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import ModelError
 from llamafarm.kernels.attention import attend_within_documents
+from llamafarm.kernels.loss import Head, sum_cross_entropy, sum_head_loss
+from llamafarm.kernels.reference import Scores
+from llamafarm.model.fused import fused_blocks, projection_of
 
 _ATTENTION_NAME = "within_documents"
 
 
-def supervised_logits(model: torch.nn.Module, pack: Pack) -> torch.Tensor:
+def supervised_logits(model: torch.nn.Module, pack: Pack, **options: Any) -> torch.Tensor:
     """Return the logits (S, V) at the pack's supervised positions.
 
     `model` is a causal language model of transformers, with or without a PEFT adapter, inside
-    `packed_attention`.
+    `packed_forward`.
     """
     output = model(
         input_ids=pack.token_ids_T[None],
@@ -33,16 +37,36 @@ def supervised_logits(model: torch.nn.Module, pack: Pack) -> torch.Tensor:
         logits_to_keep=pack.supervised_positions_S,
         document_lengths=pack.document_lengths,
         use_cache=False,
+        **options,
     )
     logits_SV: torch.Tensor = output.logits[0]
     return logits_SV
 
 
-@contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` attend within documents meanwhile; afterwards it attends as before.
+@dataclass(frozen=True, slots=True)
+class PackedForward:
+    """How a model's loss on a pack is computed: what `packed_forward` found out about it.
 
-    Raises `ModelError` if documents of a pack would not be to this model what they are by themselves.
+    `head` is the output layer where the kernels know it, `num_fused` counts the modules that they compute.
+    """
+
+    model: PreTrainedModel
+    head: Head | None
+    num_fused: int
+
+    def sum_loss(self, pack: Pack) -> torch.Tensor:
+        """Return the summed loss of the pack's supervised tokens in nats, in fp32."""
+        if self.head is None:
+            return sum_cross_entropy(supervised_logits(self.model, pack), pack.targets_S)
+        return _sum_head_loss(self.model, self.head, pack)
+
+
+@contextmanager
+def packed_forward(model: PreTrainedModel, *, fuses: bool = True) -> Iterator[PackedForward]:
+    """Let `model` attend within documents meanwhile, and if it `fuses`, let kernels compute what they know.
+
+    An adapter may be on `model` already. Under autocast nothing can be fused: kernels take numbers as they
+    are. Raises `ModelError` if documents of a pack would not be to this model what they are by themselves.
     """
     before = model.config._attn_implementation
     was_training = model.training
@@ -51,32 +75,88 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         alone_SV = model(input_ids=_probe_ids(model, 0)[None, _PROBE_SPLIT:], use_cache=False).logits[0]
     model.set_attn_implementation(_ATTENTION_NAME)
     try:
-        _check_packs(model, alone_SV)
-        model.train(was_training)
-        yield
+        attentions: dict[torch.nn.Module, Scores] = {}
+        plain_SV = _check_packs(model, alone_SV, attentions)
+        with ExitStack() as fusing:
+            num_fused = fusing.enter_context(fused_blocks(model, attentions)) if fuses else 0
+            if num_fused and not _is_fused_alike(model, plain_SV):
+                fusing.close()
+                num_fused = 0
+            head = _find_head(model, plain_SV) if fuses else None
+            model.train(was_training)
+            yield PackedForward(model, head, num_fused)
     finally:
         model.set_attn_implementation(before)
 
 
-def _check_packs(model: PreTrainedModel, alone_SV: torch.Tensor) -> None:
+def _check_packs(
+    model: PreTrainedModel, alone_SV: torch.Tensor, attentions: dict[torch.nn.Module, Scores]
+) -> torch.Tensor:
     """Compare a document in two packs with itself: what comes before it must change nothing.
 
     Recurrent layers, and attention that does not go through transformers' interface, carry one document into
-    the next without an error, and some position embeddings do not look at `position_ids`.
+    the next without an error, and some position embeddings do not look at `position_ids`. Returns the
+    document's logits in a pack; `attentions` gets the modules that attend.
     """
     try:
         with torch.no_grad():
-            one_SV, other_SV = (supervised_logits(model, _probe_pack(model, shift)) for shift in (0, 1))
+            one_SV = supervised_logits(model, _probe_pack(model, 0), attentions=attentions)
+            other_SV = supervised_logits(model, _probe_pack(model, 1))
     except (NotImplementedError, TypeError, ValueError) as error:
         raise _not_packable(model, str(error).partition("\n")[0]) from error
-    spread = float(alone_SV.float().std())
-    leak = float((one_SV.float() - other_SV.float()).abs().max())
-    if leak > 1e-4 * spread:
+    if not _is_close(one_SV, other_SV, 1e-4):
         raise _not_packable(model, "a document would change the next one")
-    # Other shapes mean other rounding, which 16-bit numbers feel.
-    tolerance = 1e-3 if alone_SV.dtype == torch.float32 else 0.2
-    if float((one_SV.float() - alone_SV.float()).abs().max()) > tolerance * spread:
+    if not _is_close(one_SV, alone_SV, _rounding(alone_SV)):
         raise _not_packable(model, "a document in a pack is not what it is alone")
+    return one_SV
+
+
+def _is_fused_alike(model: PreTrainedModel, plain_SV: torch.Tensor) -> bool:
+    """Return whether the kernels give what the modules gave that they stand for."""
+    with torch.no_grad():
+        fused_SV = supervised_logits(model, _probe_pack(model, 0))
+    return _is_close(fused_SV, plain_SV, _rounding(plain_SV))
+
+
+def _sum_head_loss(model: PreTrainedModel, head: Head, pack: Pack) -> torch.Tensor:
+    output = model.get_decoder()(
+        input_ids=pack.token_ids_T[None],
+        position_ids=pack.position_ids_T[None],
+        document_lengths=pack.document_lengths,
+        use_cache=False,
+    )
+    hidden_SD = output.last_hidden_state[0, pack.supervised_positions_S]
+    return sum_head_loss(hidden_SD, head, pack.targets_S)
+
+
+def _find_head(model: PreTrainedModel, plain_SV: torch.Tensor) -> Head | None:
+    """Return the output layer if it is frozen, linear and what the model's logits come from; None if not."""
+    layer = model.get_output_embeddings()
+    projection = projection_of(layer) if layer is not None else None
+    if projection is None or projection.rank or projection.bias_O is not None:
+        return None
+    config = model.config
+    head = Head(
+        projection.weight_OI.detach(),
+        getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0),
+        getattr(config, "final_logit_softcapping", None),
+    )
+    pack = _probe_pack(model, 0)
+    with torch.no_grad():
+        loss = _sum_head_loss(model, head, pack)
+    expected = sum_cross_entropy(plain_SV, pack.targets_S)
+    return head if _is_close(loss, expected, _rounding(plain_SV)) else None
+
+
+def _is_close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    """Return whether tensors are alike, by the spread of the second."""
+    spread = float(other.float().std()) if other.numel() > 1 else max(float(other.abs()), 1.0)
+    return float((one.float() - other.float()).abs().max()) <= tolerance * spread
+
+
+def _rounding(logits_SV: torch.Tensor) -> float:
+    """Return how far two ways to the same logits may be apart: other shapes mean other rounding."""
+    return 1e-3 if logits_SV.dtype == torch.float32 else 0.2
 
 
 _PROBE_SPLIT, _PROBE_LENGTH = 5, 12
@@ -113,6 +193,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     *,
     document_lengths: Sequence[int],
+    attentions: dict[torch.nn.Module, Scores] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -126,14 +207,12 @@ def _attend(
             f"{type(module).__name__} asks for an attention mask, an attention sink or attention dropout, "
             "which packed training does not have"
         )
+    scale = scaling if scaling is not None else query_1HTD.shape[-1] ** -0.5
+    scores = Scores(scale, sliding_window, softcap)
+    if attentions is not None:
+        attentions[module] = scores
     attended_HTD = attend_within_documents(
-        query_1HTD[0],
-        key_1KTD[0],
-        value_1KTD[0],
-        document_lengths,
-        scale=scaling if scaling is not None else query_1HTD.shape[-1] ** -0.5,
-        sliding_window=sliding_window,
-        softcap=softcap,
+        query_1HTD[0], key_1KTD[0], value_1KTD[0], document_lengths, scores
     )
     return attended_HTD.transpose(0, 1)[None], None
 

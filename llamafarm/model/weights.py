@@ -48,6 +48,12 @@ def form_of(model: Trained) -> str:
     return ADAPTER if isinstance(model, PeftModel) else FULL
 
 
+def is_frozen_in(model: Trained, dtype: torch.dtype) -> bool:
+    """Return whether an adapter is all that is trained, and everything under it is in `dtype`."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    return form_of(model) == ADAPTER and all(parameter.dtype == dtype for parameter in frozen)
+
+
 def transformer_of(model: Trained) -> PreTrainedModel:
     """Return the transformers model, with or without an adapter in it."""
     if isinstance(model, PeftModel):

@@ -11,6 +11,10 @@ from llamafarm.planning.request import MemoryRequest, PackSize
 _FP32_BYTES, _MASK_BYTES = 4, 1
 # The log-softmax, its gradient and the loss's gradient to it: three tensors (S, V) in fp32 at once.
 _LOSS_BYTES = 3 * _FP32_BYTES
+# Positions whose logits are there at once in training an adapter (`kernels.loss`).
+CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
+# Documents up to here keep their attention weights for the backward pass (`kernels.blocked`).
+WEIGHTS_KEPT_TOKENS = 256
 # In evaluation, the logits and their log-softmax.
 _EVALUATION_BYTES = 2 * _FP32_BYTES
 
@@ -18,14 +22,19 @@ _EVALUATION_BYTES = 2 * _FP32_BYTES
 def saved_by_block_bytes(request: MemoryRequest, num_tokens: int) -> int:
     """Return what one block saves for its backward pass on a pack of so many tokens."""
     shape, width = request.shape, request.compute_bytes
-    # Each of the two norms keeps what goes into it, in fp32, and for a gradient of its weight what comes out.
-    norms = (4 if request.is_full else 2) * shape.hidden_size * _FP32_BYTES
+    # Each of the two norms keeps what goes into it, in fp32 where the kernels do not know it, and for a
+    # gradient of its weight what comes out.
+    kept_by_norm = width if request.is_fused else (2 if request.is_full else 1) * _FP32_BYTES
+    norms = 2 * shape.hidden_size * kept_by_norm
     queries, keys = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    # Queries, keys, values, the output, and the log of each softmax's sum; all in fp32 on a CPU.
-    attention_width = _FP32_BYTES if request.device_kind == "cpu" else width
-    attention = (2 * queries + 2 * keys) * attention_width + shape.num_heads * _FP32_BYTES
-    # With a gate: what goes into the activation, what comes out, and what it is multiplied with.
-    feed_forward = (3 if shape.has_gate else 2) * shape.intermediate_size * width
+    attention = (queries + 2 * keys) * width
+    if request.device_kind == "cpu":  # the weights of short documents; all but a quarter of their square
+        attention += shape.num_heads * min(num_tokens, WEIGHTS_KEPT_TOKENS) * 3 // 4 * width
+    else:  # the output, and the logarithm of each softmax's sum
+        attention += queries * width + shape.num_heads * _FP32_BYTES
+    # With a gate: what goes into the activation, what comes out unless the kernels compute it again, and what
+    # it is multiplied with.
+    feed_forward = (2 + shape.has_gate - request.is_fused) * shape.intermediate_size * width
     return num_tokens * (norms + attention + feed_forward + _inputs_of_layers_bytes(request))
 
 
@@ -35,12 +44,12 @@ def _inputs_of_layers_bytes(request: MemoryRequest) -> int:
     layers = request.adapted_layers
     # PEFT casts to fp32 and autocast back to 16 bits, and dropout makes a new tensor: one for each layer.
     # Else the layers that read the same tensor keep it once.
-    has_own_inputs = request.has_dropout or width < _FP32_BYTES
+    has_own_inputs = not request.is_fused and (request.has_dropout or width < _FP32_BYTES)
     kept = layers if has_own_inputs else tuple({layer.input_name: layer for layer in layers}.values())
     total = sum(layer.count * layer.in_features for layer in kept) * width
     if not request.is_full:
         total += sum(layer.count for layer in layers) * request.rank * width
-        if request.has_dropout:
+        if request.has_dropout and not request.is_fused:
             total += sum(layer.count * layer.in_features for layer in layers) * _MASK_BYTES
         if request.uses_dora:  # what comes out of the base and of the adapter, to be scaled
             total += sum(layer.count * layer.out_features for layer in layers) * 2 * width
@@ -50,7 +59,10 @@ def _inputs_of_layers_bytes(request: MemoryRequest) -> int:
 def saved_bytes(request: MemoryRequest, pack: PackSize) -> int:
     """Return what the whole forward pass leaves for the backward pass, but for the logits."""
     shape, num_tokens = request.shape, pack.num_tokens
-    ends = num_tokens * shape.hidden_size * _FP32_BYTES
+    # What goes into the last norm and, where a loss is computed in chunks, its gradient.
+    ends = num_tokens * shape.hidden_size * (request.compute_bytes if request.is_fused else _FP32_BYTES)
+    if request.has_known_head:
+        ends += pack.num_supervised_tokens * shape.hidden_size * request.compute_bytes
     if request.gradient_checkpointing:
         return ends + shape.num_layers * num_tokens * shape.hidden_size * request.residual_bytes
     # Copies of fp32 weights in 16 bits are kept for the gradients of the layers' inputs.
@@ -68,10 +80,19 @@ def block_backward_bytes(request: MemoryRequest, num_tokens: int) -> int:
 
 def loss_bytes(request: MemoryRequest, pack: PackSize) -> int:
     """Return what the logits and the loss take at their most."""
+    if request.has_known_head:
+        return _chunk_positions(request, pack) * request.shape.vocab_size * request.compute_bytes
     return _LOSS_BYTES * pack.num_supervised_tokens * request.shape.vocab_size
 
 
 def evaluation_bytes(request: MemoryRequest, pack: PackSize) -> int:
     """Return what an evaluation pack takes at its most, where nothing is kept for a backward pass."""
-    logits = _EVALUATION_BYTES * pack.num_supervised_tokens * request.shape.vocab_size
+    num_positions, each = pack.num_supervised_tokens, _EVALUATION_BYTES
+    if request.has_known_head:
+        num_positions, each = _chunk_positions(request, pack), each + request.compute_bytes
+    logits = each * num_positions * request.shape.vocab_size
     return logits + pack.num_tokens * request.shape.hidden_size * _FP32_BYTES
+
+
+def _chunk_positions(request: MemoryRequest, pack: PackSize) -> int:
+    return min(CHUNK_POSITIONS[request.device_kind], pack.num_supervised_tokens)

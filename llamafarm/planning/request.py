@@ -76,6 +76,16 @@ class MemoryRequest:
         return adapters + self.num_trained_biases
 
     @property
+    def is_fused(self) -> bool:
+        """Return whether the kernels compute the blocks: adapters on weights in the numbers of the run."""
+        return self.method == LORA and not self.uses_dora and self.weight_bytes == self.compute_bytes
+
+    @property
+    def has_known_head(self) -> bool:
+        """Return whether the kernels compute the loss chunk by chunk: the output layer is frozen."""
+        return self.is_fused and "lm_head" not in self.targets
+
+    @property
     def adapted_layers(self) -> tuple[LinearLayer, ...]:
         """Return the linear layers whose inputs are kept for a gradient of their own weights or adapters."""
         return self.shape.linear_layers if self.is_full else self.shape.targeted(self.targets)

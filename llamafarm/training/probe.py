@@ -14,8 +14,8 @@ from llamafarm.data.encoding.pack import Pack, Packs, pack_rows
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.hardware.process import return_freed_memory
 from llamafarm.kernels.dropout import DropoutPlan
-from llamafarm.model.forward import packed_attention, supervised_logits
-from llamafarm.model.weights import Trained, transformer_of
+from llamafarm.model.forward import PackedForward, packed_forward
+from llamafarm.model.weights import transformer_of
 from llamafarm.planning.duration import RowLengths, training_flops
 from llamafarm.strategy.schema import Strategy
 from llamafarm.training.methods import open_for_training
@@ -44,8 +44,8 @@ def probe_steps(preparation: Preparation, strategy: Strategy) -> ProbeResult:
     """Load the model, take a few steps, the one with the fullest pack among them, and let it go."""
     if preparation.memory.returns_freed_memory:
         return_freed_memory()
-    precision = precision_of(preparation)
     model, dropout_plan = open_for_training(preparation, strategy)
+    precision = precision_of(preparation, model)
     optimizer, _ = build_optimizer(
         model, optimizer_settings(strategy.training_args, preparation.method), preparation.plan.num_steps
     )
@@ -53,13 +53,13 @@ def probe_steps(preparation: Preparation, strategy: Strategy) -> ProbeResult:
     num_tokens, flops, seconds = 0, 0.0, 0.0
     steps = _choose_steps(preparation)
     model.train()
-    with packed_attention(transformer_of(model)):
+    with packed_forward(transformer_of(model), fuses=precision.is_native) as packed:
         for place, step in enumerate(steps):
             indices = preparation.plan.rows_of_step(step)
             packs = [pack.to(device) for pack in _packs_of(preparation, indices)]
             started = time.perf_counter()
             run_step(
-                partial(_forward, model, dropout_plan, step),
+                partial(_sum_loss, packed, dropout_plan, step),
                 packs,
                 optimizer,
                 precision,
@@ -97,6 +97,6 @@ def _packs_of(preparation: Preparation, indices: Sequence[int]) -> Packs:
     return pack_rows(preparation.train_rows, indices, preparation.memory.pack_tokens)
 
 
-def _forward(model: Trained, dropout_plan: DropoutPlan, step: int, pack: Pack) -> torch.Tensor:
+def _sum_loss(packed: PackedForward, dropout_plan: DropoutPlan, step: int, pack: Pack) -> torch.Tensor:
     dropout_plan.enter_pack(step, pack.row_indices, pack.document_lengths, pack.supervised_positions_S)
-    return supervised_logits(model, pack)
+    return packed.sum_loss(pack)

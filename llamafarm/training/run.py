@@ -16,8 +16,8 @@ from llamafarm.errors import OutputError
 from llamafarm.hardware.libraries import installed_versions
 from llamafarm.hardware.process import return_freed_memory
 from llamafarm.model.bundle import Bundle, write_bundle
-from llamafarm.model.forward import packed_attention
-from llamafarm.model.weights import Trained, form_of, trained_weights, transformer_of
+from llamafarm.model.forward import packed_forward
+from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
@@ -47,15 +47,15 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
 
     if preparation.memory.returns_freed_memory:
         return_freed_memory()
-    precision = precision_of(preparation)
     model, dropout_plan = open_for_training(preparation, strategy)
+    precision = precision_of(preparation, model)
     preparation.warnings += check_what_was_away(preparation, strategy)
     show_preparation(preparation)
 
-    with packed_attention(transformer_of(model)):
+    with packed_forward(transformer_of(model), fuses=precision.is_native) as packed:
         claim_output_dir(preparation.output_dir, overwrite=overwrite)
         session = Session(
-            preparation, strategy.training_args, strategy.monitoring, model, dropout_plan, precision
+            preparation, strategy.training_args, strategy.monitoring, model, packed, dropout_plan, precision
         )
         state = session.run()
     result = session.finish(state)
@@ -85,14 +85,19 @@ def show_preparation(preparation: Preparation) -> None:
     terminal.say(f"{'output':<16}{preparation.output_dir}")
 
 
-def precision_of(preparation: Preparation) -> Precision:
-    """Return how a prepared run computes; sets how torch multiplies fp32 matrices."""
+def precision_of(preparation: Preparation, model: Trained) -> Precision:
+    """Return how a prepared run computes; sets how torch multiplies fp32 matrices.
+
+    Weights that are in the numbers of the run already need no autocast, which casts in every layer.
+    """
     kind, name = preparation.device.kind, preparation.precision.name
     torch.set_float32_matmul_precision("high" if preparation.precision.uses_tf32 else "highest")
     if name == "fp32":
         return Precision(nullcontext)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     scaler = torch.amp.GradScaler(kind) if name == "fp16" else None
+    if is_frozen_in(model, dtype) and not preparation.method.use_dora:
+        return Precision(nullcontext, scaler)
     return Precision(partial(torch.autocast, kind, dtype), scaler)
 
 

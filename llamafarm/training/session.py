@@ -15,7 +15,7 @@ from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.evaluation.loss import LossResult, measure_loss
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.kernels.dropout import DropoutPlan
-from llamafarm.model.forward import supervised_logits
+from llamafarm.model.forward import PackedForward
 from llamafarm.model.weights import Trained, restore_weights, trained_weights
 from llamafarm.strategy.schema import Method, Monitoring, TrainingArgs
 from llamafarm.training.checkpoint import (
@@ -58,11 +58,13 @@ class Session:
         args: TrainingArgs,
         monitoring: Monitoring,
         model: Trained,
+        packed: PackedForward,
         dropout_plan: DropoutPlan,
         precision: Precision,
     ) -> None:
         self._preparation = preparation
         self._model = model
+        self._packed = packed
         self._dropout_plan = dropout_plan
         self._precision = precision
         self._device = torch.device(preparation.device.kind)
@@ -106,7 +108,7 @@ class Session:
         started = time.perf_counter()
         packs = pack_rows(self._preparation.train_rows, row_indices, self._pack_tokens)
         result = run_step(
-            partial(self._forward, step),
+            partial(self._sum_loss, step),
             [pack.to(self._device) for pack in packs],
             self._optimizer,
             self._precision,
@@ -129,7 +131,7 @@ class Session:
 
     def evaluate(self) -> LossResult:
         """Return the loss on the evaluation rows."""
-        return measure_loss(self._model, self._eval_packs, self._device, self._precision.autocast)
+        return measure_loss(self._packed, self._eval_packs, self._device, self._precision.autocast)
 
     def save(self, state: LoopState) -> None:
         """Save a checkpoint, and remove those that are not to be kept."""
@@ -200,11 +202,11 @@ class Session:
             peak_memory_bytes=peak_memory_bytes(self._preparation.device.kind),
         )
 
-    def _forward(self, step: int, pack: Pack) -> torch.Tensor:
+    def _sum_loss(self, step: int, pack: Pack) -> torch.Tensor:
         self._dropout_plan.enter_pack(
             step, pack.row_indices, pack.document_lengths, pack.supervised_positions_S
         )
-        return supervised_logits(self._model, pack)
+        return self._packed.sum_loss(pack)
 
     def _show_rows(self, row_indices: Sequence[int]) -> str:
         numbers = [str(self._preparation.train_rows.row_numbers_N[index]) for index in row_indices[:8]]

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import NonFiniteError
-from llamafarm.kernels.loss import sum_cross_entropy
 
-# A pack's logits (S, V) at its supervised positions.
-Forward = Callable[[Pack], torch.Tensor]
+# From a pack to the summed loss of its supervised tokens, in nats.
+SumLoss = Callable[[Pack], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +37,14 @@ class Precision:
     autocast: Callable[[], AbstractContextManager[object]]
     scaler: torch.amp.GradScaler | None = None
 
+    @property
+    def is_native(self) -> bool:
+        """Return whether everything is computed in the numbers that it is in, without autocast."""
+        return self.autocast is nullcontext
+
 
 def run_step(
-    forward: Forward,
+    sum_loss: SumLoss,
     packs: Sequence[Pack],
     optimizer: torch.optim.Optimizer,
     precision: Precision,
@@ -55,7 +59,7 @@ def run_step(
     update and lowers its scale.
     """
     num_supervised_tokens = sum(pack.num_supervised_tokens for pack in packs)
-    train_loss = _accumulate_gradients(forward, packs, num_supervised_tokens, precision)
+    train_loss = _accumulate_gradients(sum_loss, packs, num_supervised_tokens, precision)
     scaler = precision.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
@@ -78,7 +82,7 @@ def run_step(
 
 
 def _accumulate_gradients(
-    forward: Forward, packs: Sequence[Pack], num_supervised_tokens: int, precision: Precision
+    sum_loss: SumLoss, packs: Sequence[Pack], num_supervised_tokens: int, precision: Precision
 ) -> float:
     """Add the gradient of the step's mean loss, pack by pack; return that loss."""
     train_loss = 0.0
@@ -86,7 +90,7 @@ def _accumulate_gradients(
         if not pack.num_supervised_tokens:
             continue
         with precision.autocast():
-            loss = sum_cross_entropy(forward(pack), pack.targets_S) / num_supervised_tokens
+            loss = sum_loss(pack) / num_supervised_tokens
         scaled = loss if precision.scaler is None else precision.scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
         train_loss += float(loss.detach())

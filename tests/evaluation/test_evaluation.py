@@ -25,7 +25,7 @@ from llamafarm.evaluation.loss import LossResult, measure_loss
 from llamafarm.inference.generate import Answer, GenerationSettings
 from llamafarm.inference.open import OpenModel
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
-from llamafarm.model.forward import packed_attention
+from llamafarm.model.forward import packed_forward
 from llamafarm.model.prompt import build_template
 
 CPU = torch.device("cpu")
@@ -82,8 +82,8 @@ def loss_of_transformers(model: PreTrainedModel, row: EncodedRow) -> float:
 def test_the_loss_of_a_row_is_the_one_that_transformers_computes(model: PreTrainedModel) -> None:
     for row in make_rows([5, 17, 30]):
         expected = loss_of_transformers(model, row)
-        with packed_attention(model):
-            measured = measure_loss(model, pack_rows([row], [0], 1000), CPU, nullcontext)
+        with packed_forward(model) as packed:
+            measured = measure_loss(packed, pack_rows([row], [0], 1000), CPU, nullcontext)
         assert measured.loss == pytest.approx(expected, abs=1e-4)
         assert measured.num_supervised_tokens == row.num_supervised_tokens
 
@@ -97,9 +97,9 @@ def test_the_loss_of_rows_is_the_mean_over_their_tokens_however_packed(
     losses = [loss_of_transformers(model, row) for row in rows]
     expected = sum(count * loss for count, loss in zip(counts, losses, strict=True)) / sum(counts)
     assert expected != pytest.approx(sum(losses) / len(losses), abs=1e-3)
-    with packed_attention(model):
+    with packed_forward(model) as packed:
         packs = pack_rows(rows, range(4), max_pack_tokens)
-        measured = measure_loss(model, packs, CPU, nullcontext)
+        measured = measure_loss(packed, packs, CPU, nullcontext)
     assert measured.loss == pytest.approx(expected, abs=1e-4)
     assert measured.num_supervised_tokens == sum(counts)
 
@@ -107,8 +107,8 @@ def test_the_loss_of_rows_is_the_mean_over_their_tokens_however_packed(
 @pytest.mark.parametrize("is_training", [True, False])
 def test_measuring_leaves_the_models_mode_as_it_was(model: PreTrainedModel, is_training: bool) -> None:
     model.train(is_training)
-    with packed_attention(model):
-        measure_loss(model, pack_rows(make_rows([8]), [0], 100), CPU, nullcontext)
+    with packed_forward(model) as packed:
+        measure_loss(packed, pack_rows(make_rows([8]), [0], 100), CPU, nullcontext)
     assert model.training is is_training
     model.eval()
 

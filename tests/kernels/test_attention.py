@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafarm.kernels.attention import attend_within_documents
-from llamafarm.kernels.reference import attend_with_dense_mask, visible_pairs
+from llamafarm.kernels.reference import Scores, attend_with_dense_mask, visible_pairs
 
 
 def random_heads(
@@ -50,9 +50,9 @@ def test_the_fast_kernel_equals_the_plain_one_forward_and_backward(
     seed: int,
 ) -> None:
     inputs = random_heads(num_key_heads * num_groups, num_key_heads, sum(lengths), head_size, seed)
-    options = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap}
-    fast = attend_within_documents(*inputs, lengths, **options)
-    plain = attend_with_dense_mask(*inputs, lengths, **options)
+    scores = Scores(scale, sliding_window, softcap)
+    fast = attend_within_documents(*inputs, lengths, scores)
+    plain = attend_with_dense_mask(*inputs, lengths, scores)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients(fast, inputs, seed), gradients(plain, inputs, seed), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -65,9 +65,7 @@ def test_the_plain_kernel_is_attention_as_it_is_written_down(
 ) -> None:
     lengths, scale = [4, 1, 6], 0.6
     query, key, value = (tensor.detach() for tensor in random_heads(4, 2, sum(lengths), 5, seed=3))
-    output = attend_with_dense_mask(
-        query, key, value, lengths, scale=scale, sliding_window=sliding_window, softcap=softcap
-    )
+    output = attend_with_dense_mask(query, key, value, lengths, Scores(scale, sliding_window, softcap))
     start = 0
     for length in lengths:
         for token in range(start, start + length):
@@ -90,7 +88,7 @@ def test_the_plain_kernel_is_attention_as_it_is_written_down(
 def test_nothing_crosses_from_one_document_into_another(sliding_window: int | None) -> None:
     lengths = [5, 7, 3]
     inputs = random_heads(2, 1, 15, 4, seed=5)
-    output = attend_within_documents(*inputs, lengths, scale=0.5, sliding_window=sliding_window)
+    output = attend_within_documents(*inputs, lengths, Scores(0.5, sliding_window))
     for gradient in torch.autograd.grad(output[:, 5:12].square().sum(), inputs):
         assert gradient[:, :5].abs().max() == 0
         assert gradient[:, 12:].abs().max() == 0
@@ -112,14 +110,14 @@ def test_no_token_sees_a_later_one_or_one_outside_its_window() -> None:
 def test_half_precision_keeps_its_type() -> None:
     inputs = [tensor.detach().bfloat16() for tensor in random_heads(2, 1, 9, 8, seed=2)]
     for sliding_window in (None, 3):
-        options = {"scale": 0.3, "sliding_window": sliding_window}
-        fast = attend_within_documents(*inputs, [4, 5], **options)
-        plain = attend_with_dense_mask(*inputs, [4, 5], **options)
+        scores = Scores(0.3, sliding_window)
+        fast = attend_within_documents(*inputs, [4, 5], scores)
+        plain = attend_with_dense_mask(*inputs, [4, 5], scores)
         assert fast.dtype == plain.dtype == torch.bfloat16
         torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.02)
 
 
 def test_lengths_that_are_not_those_of_the_pack_are_an_error() -> None:
     inputs = random_heads(2, 1, 6, 4, seed=1)
-    with pytest.raises(RuntimeError):
-        attend_within_documents(*inputs, [2, 3], scale=1.0)
+    with pytest.raises(ValueError, match="6 tokens"):
+        attend_within_documents(*inputs, [2, 3], Scores(1.0))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafarm.kernels.loss import sum_cross_entropy
+from llamafarm.kernels.loss import Head, sum_cross_entropy, sum_head_loss
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,3 +47,53 @@ def test_no_supervised_token_is_a_loss_of_zero() -> None:
     loss = sum_cross_entropy(logits, torch.zeros(0, dtype=torch.long))
     assert loss.item() == 0.0
     loss.backward()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_positions=st.integers(0, 300),
+    num_tokens=st.sampled_from([2, 50, 301]),
+    scale=st.sampled_from([1.0, 0.0625, 3.0]),
+    softcap=st.none() | st.sampled_from([2.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_loss_of_a_frozen_head_is_that_of_its_logits(
+    num_positions: int, num_tokens: int, scale: float, softcap: float | None, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_positions, 16, generator=generator)
+    weight = torch.randn(num_tokens, 16, generator=generator)
+    targets = torch.randint(num_tokens, (num_positions,), generator=generator)
+    for dtype in (torch.float32, torch.bfloat16):
+        head = Head(weight.to(dtype), scale, softcap)
+        fast_leaf = hidden.to(dtype).requires_grad_()
+        plain_leaf = fast_leaf.detach().float().requires_grad_()
+        logits = plain_leaf @ head.weight_VD.float().t() * scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        expected = sum_cross_entropy(logits, targets)
+        loss = sum_head_loss(fast_leaf, head, targets)
+        with torch.no_grad():
+            without_gradient = sum_head_loss(fast_leaf, head, targets)
+        (found,) = torch.autograd.grad(loss / 7, fast_leaf)
+        (wanted,) = torch.autograd.grad(expected / 7, plain_leaf)
+        assert loss.dtype == torch.float32 and found.dtype == dtype
+        if dtype == torch.float32:
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        elif num_positions:
+            torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.05 * num_positions)
+            angle = torch.nn.functional.cosine_similarity(found.float().flatten(), wanted.flatten(), dim=0)
+            assert angle > 0.999
+        torch.testing.assert_close(loss, without_gradient, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_beyond_what_a_chance_can_tell_is_exact_all_the_same(dtype: torch.dtype) -> None:
+    hidden = torch.tensor([[200.0], [1.0]], dtype=dtype).requires_grad_()
+    head = Head(torch.tensor([[1.0], [0.0]], dtype=dtype))
+    loss = sum_head_loss(hidden, head, torch.tensor([1, 0]))
+    assert loss.item() == pytest.approx(200.0 + 0.3133, rel=1e-4)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad.float(), torch.tensor([[1.0], [-0.2689]]), rtol=0.01, atol=0)

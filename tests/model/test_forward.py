@@ -16,7 +16,7 @@ from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.errors import ModelError
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
-from llamafarm.model.forward import packed_attention, supervised_logits
+from llamafarm.model.forward import packed_forward, supervised_logits
 
 SIZES = {
     "vocab_size": 64,
@@ -108,7 +108,7 @@ def test_a_pack_gives_the_logits_of_its_documents(model: PreTrainedModel) -> Non
     before = model.config._attn_implementation
     with torch.no_grad():
         expected = logits_by_document(model, rows, pack)
-        with packed_attention(model):
+        with packed_forward(model):
             logits = supervised_logits(model, pack)
         after = logits_by_document(model, rows, pack)
     assert expected.std() > 0.5
@@ -140,7 +140,7 @@ def test_packs_of_every_size_give_the_gradients_of_the_documents(
             if max_pack_tokens is None:
                 logits = logits_by_document(adapted, rows, pack)
             else:
-                with packed_attention(model):
+                with packed_forward(model):
                     logits = supervised_logits(adapted, pack)
             losses.append(functional.cross_entropy(logits, pack.targets_S, reduction="sum"))
         return torch.autograd.grad(torch.stack(losses).sum(), trained)
@@ -152,10 +152,48 @@ def test_packs_of_every_size_give_the_gradients_of_the_documents(
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_compute_each_family_as_transformers_does_forward_and_gradient(
+    model: PreTrainedModel, dtype: torch.dtype
+) -> None:
+    model.to(dtype)
+    adapted, _ = attach_adapter(model, AdapterSettings(4, 8, 0.0, "all-linear"), base_name="base", seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.1)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    rows = make_rows([40, 1, 14, 2, 33], vocabulary=64)
+    (pack,) = pack_rows(rows, range(5), 100)
+    with packed_forward(model) as packed:
+        computed = {name for name, module in model.named_modules() if "forward" in vars(module)}
+        loss = packed.sum_loss(pack)
+        found = torch.autograd.grad(loss, trained)
+    assert not any("forward" in vars(module) for module in model.modules())
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith(("Attention", "MLP", "RMSNorm")):
+            assert name in computed or model.config.model_type == "gpt2", name
+    assert (packed.head is not None) and packed.num_fused == len(computed)
+
+    model.float()  # the same weights: rounded once, for bf16
+    logits = logits_by_document(adapted, rows, pack)
+    expected = functional.cross_entropy(logits, pack.targets_S, reduction="sum")
+    wanted = torch.autograd.grad(expected, trained)
+    if dtype == torch.float32:
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-6
+    else:
+        assert loss.item() == pytest.approx(expected.item(), rel=0.02)
+        one, other = (torch.cat([part.flatten() for part in parts]) for parts in (found, wanted))
+        assert functional.cosine_similarity(one, other, dim=0) > 0.999
+
+
 def test_attention_is_restored_after_an_error(fresh_model: Callable[[], PreTrainedModel]) -> None:
     model = fresh_model()
     before = model.config._attn_implementation
-    with pytest.raises(KeyError), packed_attention(model):
+    with pytest.raises(KeyError), packed_forward(model):
         assert model.config._attn_implementation != before
         raise KeyError
     assert model.config._attn_implementation == before
@@ -176,7 +214,7 @@ def test_an_architecture_that_would_mix_documents_is_refused(
 ) -> None:
     model = make_model(class_name, options)
     before = model.config._attn_implementation
-    with pytest.raises(ModelError) as caught, packed_attention(model):
+    with pytest.raises(ModelError) as caught, packed_forward(model):
         pytest.fail("a pack of it would have been trained on")
     assert type(model).__name__ in caught.value.problem
     assert model.config._attn_implementation == before
@@ -185,7 +223,7 @@ def test_an_architecture_that_would_mix_documents_is_refused(
 def test_attention_dropout_is_an_error_and_not_a_wrong_number() -> None:
     model = make_model("LlamaConfig", {"attention_dropout": 0.1}).train()
     (pack,) = pack_rows(make_rows([5, 4], vocabulary=64), range(2), 100)
-    with pytest.raises(NotImplementedError, match="dropout"), packed_attention(model):
+    with pytest.raises(NotImplementedError, match="dropout"), packed_forward(model):
         supervised_logits(model, pack)
 
 
@@ -194,7 +232,7 @@ def test_a_model_is_in_training_within_as_it_was_before(
     fresh_model: Callable[[], PreTrainedModel], is_training: bool
 ) -> None:
     model = fresh_model().train(is_training)
-    with packed_attention(model):
+    with packed_forward(model):
         assert model.training == is_training
     assert model.training == is_training
 
@@ -221,7 +259,7 @@ def test_an_adapter_on_the_output_layer_drops_the_same_elements_in_every_pack(
             found.update(zip(pack.row_indices, torch.split(logits, counts), strict=True))
         return found
 
-    with torch.no_grad(), packed_attention(model):
+    with torch.no_grad(), packed_forward(model):
         adapted.train()
         alone, together = logits_by_row(1), logits_by_row(100)
         adapted.eval()

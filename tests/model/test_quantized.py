@@ -13,7 +13,7 @@ from llamafarm.errors import MachineError
 from llamafarm.kernels.loss import sum_cross_entropy
 from llamafarm.model import quantized
 from llamafarm.model.adapter import AdapterSettings, adapter_tensors, attach_adapter, restore_adapter
-from llamafarm.model.forward import packed_attention, supervised_logits
+from llamafarm.model.forward import packed_forward, supervised_logits
 from llamafarm.model.load import Base
 from llamafarm.model.quantized import (
     Quantization,
@@ -95,7 +95,7 @@ def test_gradients_pass_through_4_bit_layers_after_an_evaluation(
             n: torch.full_like(t, 0.01) if "lora_B" in n else t for n, t in adapter_tensors(adapted).items()
         }
         restore_adapter(adapted, restore)
-        with packed_attention(model):
+        with packed_forward(model):
             if evaluates_first:
                 with torch.inference_mode():
                     supervised_logits(adapted.eval(), pack)
@@ -113,7 +113,7 @@ def test_gradients_pass_through_4_bit_layers_after_an_evaluation(
 def test_a_pack_is_what_its_rows_are_alone(base: Base, pack: Pack, variant: dict[str, bool]) -> None:
     model = load(base)
     adapted, _ = attach(model, **variant)
-    with packed_attention(model), torch.no_grad():
+    with packed_forward(model), torch.no_grad():
         together = supervised_logits(adapted.eval(), pack)
         second = Pack(
             pack.token_ids_T[9:],

@@ -14,7 +14,7 @@ from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import ModelError
 from llamafarm.kernels.loss import sum_cross_entropy
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
-from llamafarm.model.forward import packed_attention, supervised_logits
+from llamafarm.model.forward import packed_forward, supervised_logits
 from llamafarm.model.targets import (
     ALL_LINEAR,
     check_target_modules,
@@ -98,7 +98,7 @@ def test_every_chosen_module_is_trained_on_a_pack_with_dropout(architecture: str
     ids = torch.arange(1, 10)
     positions = torch.cat([torch.arange(length) for length in lengths])
     pack = Pack(ids, positions, torch.tensor([1, 2, 6]), torch.tensor([3, 4, 8]), lengths, (0, 1))
-    with packed_attention(model):
+    with packed_forward(model):
         plan.enter_pack(1, pack.row_indices, pack.document_lengths, pack.supervised_positions_S)
         sum_cross_entropy(supervised_logits(adapted.train(), pack), pack.targets_S).backward()
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llamafarm import terminal
 from llamafarm.errors import NonFiniteError, OutputError
 from llamafarm.evaluation.loss import LossResult
+from llamafarm.model.forward import PackedForward
 from llamafarm.model.targets import choose_target_modules
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run, session
@@ -322,14 +323,14 @@ def test_a_folder_with_a_run_is_refused_untouched_and_overwritten_if_asked(
 def test_a_run_that_breaks_leaves_no_final_model_but_its_checkpoints_and_metrics(
     train: Callable[..., RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits_of = session.supervised_logits
+    sum_loss = PackedForward.sum_loss
     calls = []
 
     def spoil(*arguments: Any) -> torch.Tensor:
         calls.append(0)
-        return logits_of(*arguments) * (float("nan") if len(calls) == 5 else 1.0)
+        return sum_loss(*arguments) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(session, "supervised_logits", spoil)
+    monkeypatch.setattr(PackedForward, "sum_loss", spoil)
     with pytest.raises(NonFiniteError) as caught:
         train()
     assert caught.value.where.startswith("step 5, rows ")

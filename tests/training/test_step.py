@@ -15,6 +15,7 @@ from torch.nn import functional
 from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.errors import NonFiniteError
+from llamafarm.kernels.loss import sum_cross_entropy
 from llamafarm.training.step import Precision, StepResult, run_step
 
 PLAIN = Precision(nullcontext)
@@ -60,7 +61,12 @@ def step(
 ) -> StepResult:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return run_step(
-        model, packs, optimizer, precision, max_grad_norm=max_grad_norm, where="step 7, rows 1, 2"
+        lambda pack: sum_cross_entropy(model(pack), pack.targets_S),
+        packs,
+        optimizer,
+        precision,
+        max_grad_norm=max_grad_norm,
+        where="step 7, rows 1, 2",
     )
 
 

@@ -18,7 +18,7 @@ from llamafarm.data.encoding.encode import encode_conversations
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.data.encoding.prompt_format import compile_prompt_template, with_default_system
 from llamafarm.errors import TemplateError
-from llamafarm.model.forward import packed_attention, supervised_logits
+from llamafarm.model.forward import packed_forward, supervised_logits
 from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
@@ -219,7 +219,7 @@ def test_the_loss_of_packs_is_that_of_transformers_row_by_row(
     expected = loss_and_gradients(unpacked, model)
     for max_pack_tokens in (1, 60, 1000):
         packed = torch.zeros(())
-        with packed_attention(model):
+        with packed_forward(model):
             for pack in pack_rows(rows, range(len(rows)), max_pack_tokens):
                 logits = supervised_logits(model, pack)
                 packed = packed + functional.cross_entropy(logits, pack.targets_S, reduction="sum")

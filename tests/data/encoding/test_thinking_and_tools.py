@@ -16,7 +16,7 @@ from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.encode import encode_conversations
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.data.encoding.template import TrainedPart
-from llamafarm.model.forward import packed_attention, supervised_logits
+from llamafarm.model.forward import packed_forward, supervised_logits
 from llamafarm.model.load import text_encoder
 from llamafarm.model.prompt import template_from_source
 
@@ -144,7 +144,7 @@ def test_packs_of_rows_with_thinking_and_tools_have_the_loss_of_the_rows(chat_to
             labels = torch.where(torch.from_numpy(row.is_supervised_T), ids, -100)
             unpacked += float(model(input_ids=ids, labels=labels).loss) * row.num_supervised_tokens
         for max_pack_tokens in (1, 100, 1000):
-            with packed_attention(model):
+            with packed_forward(model):
                 packs = pack_rows(rows, range(len(rows)), max_pack_tokens)
                 packed = sum(
                     float(

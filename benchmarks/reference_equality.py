@@ -169,7 +169,7 @@ def strategy(base: Path, folder: Path, case: Case) -> dict[str, Any]:
     """Return the strategy of a case."""
     return {
         "base_model": str(base.resolve()),
-        "hardware": {"device": "cpu"},
+        "hardware": {"device": "cpu", "optimization": {"mixed_precision": "no"}},
         "method": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": TARGET_MODULES},
         "dataset": {"train_file": str(folder / "rows.jsonl")},
         "data_preprocessing": {"shuffle": False},

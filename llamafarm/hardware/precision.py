@@ -98,15 +98,10 @@ _CLEARLY_FASTER = 1.2
 
 
 def _choose_on_processor(measure: Measure) -> tuple[str, str]:
-    """Return full precision, and what the probe found of bf16.
-
-    The one place where `auto` on a processor is decided. A step runs 16-bit numbers under autocast, which
-    casts in each layer, so that a gain in products is not the step's; once the step computes in bf16
-    natively, a gain of `_CLEARLY_FASTER` is what chooses it here.
-    """
+    """Return bf16 where a probe finds it clearly faster than full precision: the processor computes in it."""
     gain, figures = _probe_bf16(measure)
-    why = f"full precision on a processor; a probe found bf16 {gain:.1f} times as fast ({figures})"
-    return "fp32", why + (": mixed_precision: bf16 uses it" if gain >= _CLEARLY_FASTER else "")
+    why = f"a probe found bf16 {gain:.1f} times as fast as fp32 ({figures})"
+    return ("bf16", why) if gain >= _CLEARLY_FASTER else ("fp32", f"full precision on a processor; {why}")
 
 
 def _slowness(device: Device, name: str, measure: Measure) -> str:

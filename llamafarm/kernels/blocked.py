@@ -1,12 +1,12 @@
-"""Attention on a processor, written by hand: query blocks that meet only the keys at or before them.
+"""Attention on a processor, written by hand: document by document, long ones in blocks of queries.
 
-Three things make it two to four times as fast as torch's own: the heads that share a key head are one
-matrix product, half of the square is not computed, and the softmax runs once over each block in the
-numbers of the inputs. Documents are laid out at multiples of `_ALIGNMENT` tokens, so that oneDNN, which
-compiles a kernel for every shape of 16-bit products, meets few shapes.
+Four things make it two to four times as fast as torch's own: the heads that share a key head are one matrix
+product, a block of queries meets only the keys at or before it, the softmax runs once over a block in the
+numbers of the inputs, and every product finds its factors in one piece. Documents are filled up to multiples
+of `_ALIGNMENT` tokens, so that oneDNN, which compiles a kernel for every shape of 16-bit products, meets few.
 
-Axes: K key heads, G query heads for each of them, P tokens with each document's rest, D head size, R rows of
-queries (tokens times G), C keys.
+Axes: H query heads, K key heads, G query heads for each of them, T tokens of the pack, N tokens of a document
+filled up, D head size, R rows of queries (tokens times G), C keys.
 """
 
 from __future__ import annotations
@@ -21,20 +21,11 @@ import torch
 from llamafarm.kernels.reference import Scores
 
 _ALIGNMENT = 32
-# Blocks of 128 queries: smaller ones spare more of the square and cost more calls.
-_BLOCK_TOKENS = 128
+# A document up to here is one block: what its masked half costs, fewer calls and copies spare.
+_WHOLE_UP_TO_TOKENS = 224
+BLOCK_TOKENS = 128
 # The weights of attention are kept for the backward pass up to here, and computed again beyond.
-KEPT_UP_TO_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Queries from `start` to `end` and the keys from `first_key` to `end`, as places in the layout."""
-
-    start: int
-    end: int
-    first_key: int
-    is_kept: bool
+KEPT_UP_TO_TOKENS = 512
 
 
 def attend_in_blocks(
@@ -44,7 +35,7 @@ def attend_in_blocks(
     document_lengths: Sequence[int],
     scores: Scores,
 ) -> torch.Tensor:
-    """Return causal attention within documents, with axes (H, T, D), T tokens of the pack.
+    """Return causal attention within documents, with axes (H, T, D), token by token in memory.
 
     Raises `ValueError` if the lengths are not those of the pack.
     """
@@ -60,6 +51,15 @@ def attend_in_blocks(
     return attended_HTD
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Queries from `start` to `end` of a document, and its keys from `first_key` to `end`."""
+
+    start: int
+    end: int
+    first_key: int
+
+
 class _BlockedAttention(torch.autograd.Function):
     """`attend_in_blocks`."""
 
@@ -72,62 +72,123 @@ class _BlockedAttention(torch.autograd.Function):
         document_lengths: Sequence[int],
         scores: Scores,
     ) -> torch.Tensor:
-        layout = _Layout.of(tuple(document_lengths))
         num_groups = query_HTD.shape[0] // key_KTD.shape[0]
-        query_KRD = layout.spread(query_HTD, num_groups, scores.scale)
-        key_KPD, value_KPD = layout.spread(key_KTD, 1), layout.spread(value_KTD, 1)
-        attended_KRD = torch.empty_like(query_KRD)
+        queries = _split(query_HTD, document_lengths, num_groups, scores.scale)
+        keys, values = _split(key_KTD, document_lengths), _split(value_KTD, document_lengths)
+        attended = _Joined(query_HTD, document_lengths, num_groups)
         is_trained = any(ctx.needs_input_grad[:3])
         kept = []
-        for block in layout.blocks(scores.sliding_window):
-            rows = slice(block.start * num_groups, block.end * num_groups)
-            weights_KRC = _attention_weights(query_KRD[:, rows], key_KPD, block, scores, num_groups)
-            attended_KRD[:, rows] = torch.bmm(weights_KRC, value_KPD[:, block.first_key : block.end])
-            if is_trained and block.is_kept:
-                kept.append(weights_KRC)
-        ctx.save_for_backward(query_KRD, key_KPD, value_KPD, *kept)
-        ctx.layout, ctx.scores, ctx.num_groups = layout, scores, num_groups
-        return layout.gather(attended_KRD, num_groups)
+        for query_KRD, key_KND, value_KND in zip(queries, keys, values, strict=True):
+            length = key_KND.shape[1]
+            for block in _blocks_of(length, scores.sliding_window):
+                weights_KRC = _attention_weights(query_KRD, key_KND, block, scores, num_groups)
+                attended.add(torch.bmm(weights_KRC, value_KND[:, block.first_key : block.end]))
+                if is_trained and length <= KEPT_UP_TO_TOKENS:
+                    kept.append(weights_KRC)
+        ctx.save_for_backward(*queries, *keys, *values, *kept)
+        ctx.document_lengths, ctx.scores, ctx.num_groups = document_lengths, scores, num_groups
+        return attended.heads
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query_KRD, key_KPD, value_KPD, *kept = ctx.saved_tensors
-        layout, scores, num_groups = ctx.layout, ctx.scores, ctx.num_groups
-        d_attended_KRD = layout.spread(gradients[0], num_groups)
-        d_query_KRD = torch.empty_like(query_KRD)
-        d_key_KPD, d_value_KPD = torch.zeros_like(key_KPD), torch.zeros_like(value_KPD)
-        weights = iter(kept)
-        for block in layout.blocks(scores.sliding_window):
-            rows = slice(block.start * num_groups, block.end * num_groups)
-            keys = slice(block.first_key, block.end)
-            query, d_attended = query_KRD[:, rows], d_attended_KRD[:, rows]
-            if block.is_kept:
-                weights_KRC = next(weights)
-            else:
-                weights_KRC = _attention_weights(query, key_KPD, block, scores, num_groups)
-            d_value_KPD[:, keys] += torch.bmm(weights_KRC.transpose(1, 2), d_attended)
-            d_weights_KRC = torch.bmm(d_attended, value_KPD[:, keys].transpose(1, 2))
-            d_scores_KRC = torch._softmax_backward_data(d_weights_KRC, weights_KRC, -1, weights_KRC.dtype)
-            if scores.softcap is not None:
-                d_scores_KRC *= _slope_of_cap(query, key_KPD[:, keys], scores)
-            d_query_KRD[:, rows] = torch.bmm(d_scores_KRC, key_KPD[:, keys])
-            d_key_KPD[:, keys] += torch.bmm(d_scores_KRC.transpose(1, 2), query)
-        d_query_KRD *= scores.scale
-        return (
-            layout.gather(d_query_KRD, num_groups),
-            layout.gather(d_key_KPD, 1),
-            layout.gather(d_value_KPD, 1),
-            None,
-            None,
-        )
+        lengths, scores, num_groups = ctx.document_lengths, ctx.scores, ctx.num_groups
+        saved = iter(ctx.saved_tensors)
+        queries, keys, values = ([next(saved) for _ in lengths] for _ in range(3))
+        d_query = _Joined(gradients[0], lengths, num_groups, scores.scale)
+        d_key = _Joined(gradients[0][::num_groups], lengths)
+        d_value = _Joined(gradients[0][::num_groups], lengths)
+        d_outputs = _split(gradients[0], lengths, num_groups)
+        for query_KRD, key_KND, value_KND, d_output_KRD in zip(queries, keys, values, d_outputs, strict=True):
+            length = key_KND.shape[1]
+            d_key_KND, d_value_KND = torch.zeros_like(key_KND), torch.zeros_like(value_KND)
+            for block in _blocks_of(length, scores.sliding_window):
+                if length <= KEPT_UP_TO_TOKENS:
+                    weights_KRC = next(saved)
+                else:
+                    weights_KRC = _attention_weights(query_KRD, key_KND, block, scores, num_groups)
+                rows = slice(block.start * num_groups, block.end * num_groups)
+                seen = slice(block.first_key, block.end)
+                d_output = d_output_KRD[:, rows]
+                d_value_KND[:, seen].baddbmm_(weights_KRC.transpose(1, 2), d_output)
+                d_weights_KRC = torch.bmm(d_output, value_KND[:, seen].transpose(1, 2))
+                d_scores_KRC = torch._softmax_backward_data(d_weights_KRC, weights_KRC, -1, weights_KRC.dtype)
+                if scores.softcap is not None:
+                    d_scores_KRC *= _slope_of_cap(query_KRD[:, rows], key_KND[:, seen], scores.softcap)
+                d_query.add(torch.bmm(d_scores_KRC, key_KND[:, seen]))
+                d_key_KND[:, seen].baddbmm_(d_scores_KRC.transpose(1, 2), query_KRD[:, rows])
+            d_key.add(d_key_KND)
+            d_value.add(d_value_KND)
+        return d_query.heads, d_key.heads, d_value.heads, None, None
+
+
+def _split(
+    heads_HTD: torch.Tensor, document_lengths: Sequence[int], num_groups: int = 1, factor: float = 1.0
+) -> list[torch.Tensor]:
+    """Return the heads times `factor` of each document, (K, N * G, D) in one piece, filled up with zeros."""
+    num_heads, num_tokens, size = heads_HTD.shape
+    heads_KTGD = heads_HTD.view(-1, num_groups, num_tokens, size).transpose(1, 2)
+    documents, taken = [], 0
+    for length in document_lengths:
+        filled = _filled_up(length)
+        document_KNGD = heads_HTD.new_empty(num_heads // num_groups, filled, num_groups, size)
+        torch.mul(heads_KTGD[:, taken : taken + length], factor, out=document_KNGD[:, :length])
+        document_KNGD[:, length:] = 0
+        documents.append(document_KNGD.view(-1, filled * num_groups, size))
+        taken += length
+    return documents
+
+
+class _Joined:
+    """Heads of a pack (H, T, D) that documents, or blocks of them in order, are written into."""
+
+    def __init__(
+        self, like_HTD: torch.Tensor, lengths: Sequence[int], num_groups: int = 1, factor: float = 1.0
+    ) -> None:
+        num_heads, num_tokens, size = like_HTD.shape
+        self._heads_TKGD = like_HTD.new_empty(num_tokens, num_heads // num_groups, num_groups, size)
+        self._num_groups, self._factor = num_groups, factor
+        self._lengths = iter(lengths)
+        self._taken, self._left, self._left_filled = 0, 0, 0
+
+    def add(self, block_KRD: torch.Tensor) -> None:
+        """Write the next block, without what fills its document up."""
+        if not self._left_filled:
+            self._left = next(self._lengths)
+            self._left_filled = _filled_up(self._left)
+        block_NKGD = block_KRD.view(len(block_KRD), -1, self._num_groups, block_KRD.shape[-1]).transpose(0, 1)
+        self._left_filled -= len(block_NKGD)
+        num_real = min(len(block_NKGD), self._left)
+        target = self._heads_TKGD[self._taken : self._taken + num_real]
+        torch.mul(block_NKGD[:num_real], self._factor, out=target)
+        self._taken += num_real
+        self._left -= num_real
+
+    @property
+    def heads(self) -> torch.Tensor:
+        """Return what was written (H, T, D)."""
+        return self._heads_TKGD.flatten(1, 2).transpose(0, 1)
+
+
+def _filled_up(length: int) -> int:
+    return -(-length // _ALIGNMENT) * _ALIGNMENT
+
+
+def _blocks_of(length: int, sliding_window: int | None) -> Iterator[_Block]:
+    """Yield the blocks of a document's queries, in order."""
+    size = length if length <= _WHOLE_UP_TO_TOKENS else BLOCK_TOKENS
+    for start in range(0, length, size):
+        first_key = 0
+        if sliding_window is not None:
+            first_key = max((start - sliding_window + 1) // _ALIGNMENT * _ALIGNMENT, 0)
+        yield _Block(start, min(start + size, length), first_key)
 
 
 def _attention_weights(
-    query_KRD: torch.Tensor, key_KPD: torch.Tensor, block: _Block, scores: Scores, num_groups: int
+    query_KRD: torch.Tensor, key_KND: torch.Tensor, block: _Block, scores: Scores, num_groups: int
 ) -> torch.Tensor:
     """Return what each query of a block gives to each key (K, R, C)."""
-    key_KDC = key_KPD[:, block.first_key : block.end].transpose(1, 2)
-    scores_KRC = torch.bmm(query_KRD, key_KDC)
+    key_KDC = key_KND[:, block.first_key : block.end].transpose(1, 2)
+    scores_KRC = torch.bmm(query_KRD[:, block.start * num_groups : block.end * num_groups], key_KDC)
     if scores.softcap is not None:
         scores_KRC.div_(scores.softcap).tanh_().mul_(scores.softcap)
     num_tokens = block.end - block.start
@@ -139,10 +200,9 @@ def _attention_weights(
     return torch.softmax(scores_KRC, dim=-1, out=scores_KRC)
 
 
-def _slope_of_cap(query_KRD: torch.Tensor, key_KCD: torch.Tensor, scores: Scores) -> torch.Tensor:
+def _slope_of_cap(query_KRD: torch.Tensor, key_KCD: torch.Tensor, softcap: float) -> torch.Tensor:
     """Return the derivative of the bounded scores by the unbounded ones, from the scores anew."""
-    assert scores.softcap is not None
-    scores_KRC = torch.bmm(query_KRD, key_KCD.transpose(1, 2)).div_(scores.softcap).tanh_()
+    scores_KRC = torch.bmm(query_KRD, key_KCD.transpose(1, 2)).div_(softcap).tanh_()
     return scores_KRC.square_().neg_().add_(1)
 
 
@@ -155,65 +215,6 @@ def _future_mask(num_tokens: int, num_groups: int, dtype: torch.dtype) -> torch.
 
 def _past_mask(block: _Block, sliding_window: int, num_groups: int, dtype: torch.dtype) -> torch.Tensor:
     """Return -inf where a key is too far before the query of its row, else 0."""
-    distance_RC = (
-        torch.arange(block.start, block.end)[:, None] - torch.arange(block.first_key, block.end)[None, :]
-    )
-    far_RC = (distance_RC >= sliding_window).repeat_interleave(num_groups, 0)
+    query_R1 = torch.arange(block.start, block.end).repeat_interleave(num_groups)[:, None]
+    far_RC = query_R1 - torch.arange(block.first_key, block.end)[None, :] >= sliding_window
     return torch.zeros(far_RC.shape, dtype=dtype).masked_fill_(far_RC, -torch.inf)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where documents lie once each begins at a multiple of `_ALIGNMENT`: `starts` is of that layout."""
-
-    lengths: tuple[int, ...]
-    starts: tuple[int, ...]
-    num_places: int
-
-    @staticmethod
-    @lru_cache(maxsize=4)  # every layer asks for its pack's
-    def of(lengths: tuple[int, ...]) -> _Layout:
-        """Return the layout of documents of these lengths."""
-        starts, place = [], 0
-        for length in lengths:
-            starts.append(place)
-            place += -(-length // _ALIGNMENT) * _ALIGNMENT
-        return _Layout(lengths, tuple(starts), place)
-
-    def blocks(self, sliding_window: int | None) -> Iterator[_Block]:
-        """Yield the blocks of queries of all documents."""
-        ends = (*self.starts[1:], self.num_places)
-        for first, end in zip(self.starts, ends, strict=True):
-            is_kept = end - first <= KEPT_UP_TO_TOKENS
-            for start in range(first, end, _BLOCK_TOKENS):
-                first_key = first
-                if sliding_window is not None:
-                    first_seen = (start - first - sliding_window + 1) // _ALIGNMENT * _ALIGNMENT
-                    first_key += max(first_seen, 0)
-                yield _Block(start, min(start + _BLOCK_TOKENS, end), first_key, is_kept)
-
-    def spread(self, heads_HTD: torch.Tensor, num_groups: int, factor: float = 1.0) -> torch.Tensor:
-        """Return (H, T, D) times `factor` as (K, P * G, D), with zeros after each document."""
-        num_heads, num_tokens, size = heads_HTD.shape
-        spread_KPGD = heads_HTD.new_empty(num_heads // num_groups, self.num_places, num_groups, size)
-        source_KTGD = heads_HTD.view(-1, num_groups, num_tokens, size).transpose(1, 2)
-        ends = (*self.starts[1:], self.num_places)
-        taken = 0
-        for length, start, end in zip(self.lengths, self.starts, ends, strict=True):
-            torch.mul(
-                source_KTGD[:, taken : taken + length],
-                factor,
-                out=spread_KPGD[:, start : start + length],
-            )
-            spread_KPGD[:, start + length : end] = 0
-            taken += length
-        return spread_KPGD.flatten(1, 2)
-
-    def gather(self, spread_KRD: torch.Tensor, num_groups: int) -> torch.Tensor:
-        """Return (K, P * G, D) as (H, T, D), without what is after a document; token by token in memory."""
-        spread_PKGD = spread_KRD.view(len(spread_KRD), -1, num_groups, spread_KRD.shape[-1]).transpose(0, 1)
-        parts = [
-            spread_PKGD[start : start + length]
-            for length, start in zip(self.lengths, self.starts, strict=True)
-        ]
-        return torch.cat(parts).flatten(1, 2).transpose(0, 1)

@@ -13,8 +13,8 @@ _FP32_BYTES, _MASK_BYTES = 4, 1
 _LOSS_BYTES = 3 * _FP32_BYTES
 # Positions whose logits are there at once in training an adapter (`kernels.loss`).
 CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
-# Documents up to here keep their attention weights for the backward pass (`kernels.blocked`).
-WEIGHTS_KEPT_TOKENS = 256
+# The most keys for which a query keeps its weights, in the mean over a document (`kernels.blocked`).
+KEYS_KEPT = 320
 # In evaluation, the logits and their log-softmax.
 _EVALUATION_BYTES = 2 * _FP32_BYTES
 
@@ -28,8 +28,8 @@ def saved_by_block_bytes(request: MemoryRequest, num_tokens: int) -> int:
     norms = 2 * shape.hidden_size * kept_by_norm
     queries, keys = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     attention = (queries + 2 * keys) * width
-    if request.device_kind == "cpu":  # the weights of short documents; all but a quarter of their square
-        attention += shape.num_heads * min(num_tokens, WEIGHTS_KEPT_TOKENS) * 3 // 4 * width
+    if request.device_kind == "cpu":
+        attention += shape.num_heads * min(num_tokens, KEYS_KEPT) * width
     else:  # the output, and the logarithm of each softmax's sum
         attention += queries * width + shape.num_heads * _FP32_BYTES
     # With a gate: what goes into the activation, what comes out unless the kernels compute it again, and what

@@ -35,7 +35,7 @@ def strategy_file(tmp_path: Path, tiny_base: Path) -> Path:
         "base_model": {"huggingface_id": str(tiny_base)},
         "method": {"type": "lora", "r": 64, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
         "training_args": {"output_dir": str(tmp_path / "run"), "num_train_epochs": 2},
-        "hardware": {"device": "cpu"},
+        "hardware": {"device": "cpu", "optimization": {"mixed_precision": "no"}},
         "dataset": {"train_file": str(data)},
         "prompt_template": {"format": "Question: {input}\nAnswer: {output}"},
     }

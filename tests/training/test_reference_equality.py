@@ -49,7 +49,7 @@ ARCHITECTURES = {
 STRATEGY = """\
 s:
   base_model: {base}
-  hardware: {{device: cpu}}
+  hardware: {{device: cpu, optimization: {{mixed_precision: "no"}}}}
   method: {{r: 4, alpha: 8, dropout: 0.0, target_modules: [q_proj, v_proj, o_proj, up_proj]}}
   dataset: {{train_file: {rows}}}
   data_preprocessing: {{shuffle: {shuffle}, seed: 7}}

@@ -71,7 +71,9 @@ def evaluate_model(opened: OpenModel, conversations: Sequence[Conversation], whe
             f"no row is left within {opened.max_length} tokens", where=where, remedy="Shorten the rows."
         )
     rows = [row for place in fitting for row in encoded[place]]
-    packs = pack_rows(rows, range(len(rows)), choose_pack_tokens(opened.model.device.type))
+    packs = pack_rows(
+        rows, range(len(rows)), choose_pack_tokens(opened.model.device.type), shares_prefixes=True
+    )
     # Plain text has no question that could be answered.
     kept = [conversations[place] for place in fitting if not conversations[place].is_text]
     with opened.base_beside() as base:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from llamafarm.kernels.blocked import attend_in_blocks
-from llamafarm.kernels.reference import Scores, attend_with_dense_mask
+from llamafarm.kernels.reference import Scores, attend_by_pairs, visible_pairs
 
 
 def attend_within_documents(
@@ -22,22 +22,55 @@ def attend_within_documents(
     value_KTD: torch.Tensor,
     document_lengths: Sequence[int],
     scores: Scores,
+    *,
+    has_prefix: bool = False,
 ) -> torch.Tensor:
-    """Return the attention's output with axes (H, T, D), document by document."""
+    """Return the attention's output with axes (H, T, D), document by document.
+
+    With `has_prefix` the first document comes before every other one, which sees all of it.
+    """
     lengths = list(document_lengths)
-    if query_HTD.device.type == "cpu":
-        return attend_in_blocks(query_HTD, key_KTD, value_KTD, lengths, scores)
-    outputs = []
+    if _is_processor(query_HTD.device):
+        return attend_in_blocks(query_HTD, key_KTD, value_KTD, lengths, scores, has_prefix=has_prefix)
     # split, not slices: the gradient of a slice is as long as the whole pack.
-    parts = (torch.split(tensor, lengths, dim=1) for tensor in (query_HTD, key_KTD, value_KTD))
-    for query, key, value in zip(*parts, strict=True):
-        length = query.shape[1]
-        is_windowed = scores.sliding_window is not None and scores.sliding_window < length
-        if scores.softcap is not None or is_windowed:
-            attended = attend_with_dense_mask(query, key, value, [length], scores)
-        else:
-            attended = functional.scaled_dot_product_attention(
-                query[None], key[None], value[None], is_causal=True, scale=scores.scale, enable_gqa=True
-            )[0]
-        outputs.append(attended)
+    queries, keys, values = (torch.split(one, lengths, dim=1) for one in (query_HTD, key_KTD, value_KTD))
+    outputs = []
+    for place, query in enumerate(queries):
+        key, value = keys[place], values[place]
+        if has_prefix and place:
+            key, value = (torch.cat((heads[0], heads[place]), dim=1) for heads in (keys, values))
+        outputs.append(_attend_alone(query, key, value, scores))
     return torch.cat(outputs, dim=1)
+
+
+def _is_processor(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def _attend_alone(
+    query_HTD: torch.Tensor, key_KCD: torch.Tensor, value_KCD: torch.Tensor, scores: Scores
+) -> torch.Tensor:
+    """Return the attention of the last T of C tokens."""
+    num_queries, num_keys = query_HTD.shape[1], key_KCD.shape[1]
+    is_windowed = scores.sliding_window is not None and scores.sliding_window < num_keys
+    if scores.softcap is not None or is_windowed:
+        return attend_by_pairs(
+            query_HTD,
+            key_KCD,
+            value_KCD,
+            visible_pairs([num_keys], scores.sliding_window, query_HTD.device)[-num_queries:],
+            scores,
+        )
+    ahead_of = None
+    if num_queries < num_keys:
+        ahead_of = visible_pairs([num_keys], None, query_HTD.device)[-num_queries:]
+    attended_1HTD = functional.scaled_dot_product_attention(
+        query_HTD[None],
+        key_KCD[None],
+        value_KCD[None],
+        attn_mask=ahead_of,
+        is_causal=ahead_of is None,
+        scale=scores.scale,
+        enable_gqa=True,
+    )
+    return attended_1HTD[0]

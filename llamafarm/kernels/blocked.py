@@ -24,8 +24,9 @@ _ALIGNMENT = 32
 # A document up to here is one block: what its masked half costs, fewer calls and copies spare.
 _WHOLE_UP_TO_TOKENS = 224
 BLOCK_TOKENS = 128
-# The weights of attention are kept for the backward pass up to here, and computed again beyond.
-KEPT_UP_TO_TOKENS = 512
+# The weights of attention are kept for the backward pass where a query has so many keys at most, in the mean
+# over its document, and computed again beyond.
+KEYS_KEPT = 384
 
 
 def attend_in_blocks(
@@ -34,10 +35,13 @@ def attend_in_blocks(
     value_KTD: torch.Tensor,
     document_lengths: Sequence[int],
     scores: Scores,
+    *,
+    has_prefix: bool = False,
 ) -> torch.Tensor:
     """Return causal attention within documents, with axes (H, T, D), token by token in memory.
 
-    Raises `ValueError` if the lengths are not those of the pack.
+    With `has_prefix` the first document comes before every other one, which sees all of it. Raises
+    `ValueError` if the lengths are not those of the pack.
     """
     if sum(document_lengths) != query_HTD.shape[1]:
         raise ValueError(f"{query_HTD.shape[1]} tokens of documents that have {sum(document_lengths)}")
@@ -46,18 +50,19 @@ def attend_in_blocks(
         inputs = tuple(one.to(torch.get_autocast_dtype("cpu")) for one in inputs)
     with torch.autocast("cpu", enabled=False):
         attended_HTD: torch.Tensor = _BlockedAttention.apply(  # type: ignore[no-untyped-call]
-            *inputs, document_lengths, scores
+            *inputs, document_lengths, scores, has_prefix
         )
     return attended_HTD
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Queries from `start` to `end` of a document, and its keys from `first_key` to `end`."""
+    """Queries from `start` to `end` of a document; the keys that they meet, those of a prefix counted in."""
 
     start: int
     end: int
     first_key: int
+    end_key: int
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -71,19 +76,22 @@ class _BlockedAttention(torch.autograd.Function):
         value_KTD: torch.Tensor,
         document_lengths: Sequence[int],
         scores: Scores,
+        has_prefix: bool,
     ) -> torch.Tensor:
         num_groups = query_HTD.shape[0] // key_KTD.shape[0]
         queries = _split(query_HTD, document_lengths, num_groups, scores.scale)
         keys, values = _split(key_KTD, document_lengths), _split(value_KTD, document_lengths)
         attended = _Joined(query_HTD, document_lengths, num_groups)
         is_trained = any(ctx.needs_input_grad[:3])
+        ctx.prefix_tokens = document_lengths[0] if has_prefix else 0
         kept = []
-        for query_KRD, key_KND, value_KND in zip(queries, keys, values, strict=True):
-            length = key_KND.shape[1]
-            for block in _blocks_of(length, scores.sliding_window):
+        for place, query_KRD in enumerate(queries):
+            key_KND, value_KND = (_with_prefix(heads, place, ctx.prefix_tokens) for heads in (keys, values))
+            length, offset = keys[place].shape[1], key_KND.shape[1] - keys[place].shape[1]
+            for block in _blocks_of(length, offset, scores.sliding_window):
                 weights_KRC = _attention_weights(query_KRD, key_KND, block, scores, num_groups)
-                attended.add(torch.bmm(weights_KRC, value_KND[:, block.first_key : block.end]))
-                if is_trained and length <= KEPT_UP_TO_TOKENS:
+                attended.add(torch.bmm(weights_KRC, value_KND[:, block.first_key : block.end_key]))
+                if is_trained and _keeps_weights(length, offset):
                     kept.append(weights_KRC)
         ctx.save_for_backward(*queries, *keys, *values, *kept)
         ctx.document_lengths, ctx.scores, ctx.num_groups = document_lengths, scores, num_groups
@@ -91,34 +99,76 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        lengths, scores, num_groups = ctx.document_lengths, ctx.scores, ctx.num_groups
+        lengths, num_groups, prefix_tokens = ctx.document_lengths, ctx.num_groups, ctx.prefix_tokens
         saved = iter(ctx.saved_tensors)
         queries, keys, values = ([next(saved) for _ in lengths] for _ in range(3))
-        d_query = _Joined(gradients[0], lengths, num_groups, scores.scale)
-        d_key = _Joined(gradients[0][::num_groups], lengths)
-        d_value = _Joined(gradients[0][::num_groups], lengths)
-        d_outputs = _split(gradients[0], lengths, num_groups)
-        for query_KRD, key_KND, value_KND, d_output_KRD in zip(queries, keys, values, d_outputs, strict=True):
-            length = key_KND.shape[1]
-            d_key_KND, d_value_KND = torch.zeros_like(key_KND), torch.zeros_like(value_KND)
-            for block in _blocks_of(length, scores.sliding_window):
-                if length <= KEPT_UP_TO_TOKENS:
-                    weights_KRC = next(saved)
-                else:
-                    weights_KRC = _attention_weights(query_KRD, key_KND, block, scores, num_groups)
-                rows = slice(block.start * num_groups, block.end * num_groups)
-                seen = slice(block.first_key, block.end)
-                d_output = d_output_KRD[:, rows]
-                d_value_KND[:, seen].baddbmm_(weights_KRC.transpose(1, 2), d_output)
-                d_weights_KRC = torch.bmm(d_output, value_KND[:, seen].transpose(1, 2))
-                d_scores_KRC = torch._softmax_backward_data(d_weights_KRC, weights_KRC, -1, weights_KRC.dtype)
-                if scores.softcap is not None:
-                    d_scores_KRC *= _slope_of_cap(query_KRD[:, rows], key_KND[:, seen], scores.softcap)
-                d_query.add(torch.bmm(d_scores_KRC, key_KND[:, seen]))
-                d_key_KND[:, seen].baddbmm_(d_scores_KRC.transpose(1, 2), query_KRD[:, rows])
-            d_key.add(d_key_KND)
-            d_value.add(d_value_KND)
-        return d_query.heads, d_key.heads, d_value.heads, None, None
+        d_query = _Joined(gradients[0], lengths, num_groups, ctx.scores.scale)
+        d_keys: list[torch.Tensor] = []
+        d_values: list[torch.Tensor] = []
+        for place, d_output_KRD in enumerate(_split(gradients[0], lengths, num_groups)):
+            key_KND, value_KND = (_with_prefix(heads, place, prefix_tokens) for heads in (keys, values))
+            d_key_KND, d_value_KND = _document_backward(
+                (queries[place], key_KND, value_KND, d_output_KRD), saved, ctx.scores, num_groups, d_query
+            )
+            offset = key_KND.shape[1] - keys[place].shape[1]
+            for parts, part_KND in ((d_keys, d_key_KND), (d_values, d_value_KND)):
+                if offset:
+                    parts[0][:, :offset] += part_KND[:, :offset]
+                # What many documents add to is summed in fp32.
+                is_prefix = place == 0 and prefix_tokens > 0
+                parts.append(part_KND.float() if is_prefix else part_KND[:, offset:])
+        joined = []
+        for parts in (d_keys, d_values):
+            whole = _Joined(gradients[0][::num_groups], lengths)
+            for part_KND in parts:
+                whole.add(part_KND.to(gradients[0].dtype))
+            joined.append(whole.heads)
+        return d_query.heads, *joined, None, None, None
+
+
+def _document_backward(
+    tensors: tuple[torch.Tensor, ...],
+    saved: Iterator[torch.Tensor],
+    scores: Scores,
+    num_groups: int,
+    d_query: _Joined,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of the keys and values that a document met; that of its queries goes to `d_query`.
+
+    `saved` gives the weights of its blocks where they were kept.
+    """
+    query_KRD, key_KND, value_KND, d_output_KRD = tensors
+    length = query_KRD.shape[1] // num_groups
+    offset = key_KND.shape[1] - length
+    d_key_KND, d_value_KND = torch.zeros_like(key_KND), torch.zeros_like(value_KND)
+    for block in _blocks_of(length, offset, scores.sliding_window):
+        if _keeps_weights(length, offset):
+            weights_KRC = next(saved)
+        else:
+            weights_KRC = _attention_weights(query_KRD, key_KND, block, scores, num_groups)
+        rows = slice(block.start * num_groups, block.end * num_groups)
+        seen = slice(block.first_key, block.end_key)
+        d_output = d_output_KRD[:, rows]
+        d_value_KND[:, seen].baddbmm_(weights_KRC.transpose(1, 2), d_output)
+        d_weights_KRC = torch.bmm(d_output, value_KND[:, seen].transpose(1, 2))
+        d_scores_KRC = torch._softmax_backward_data(d_weights_KRC, weights_KRC, -1, weights_KRC.dtype)
+        if scores.softcap is not None:
+            d_scores_KRC *= _slope_of_cap(query_KRD[:, rows], key_KND[:, seen], scores.softcap)
+        d_query.add(torch.bmm(d_scores_KRC, key_KND[:, seen]))
+        d_key_KND[:, seen].baddbmm_(d_scores_KRC.transpose(1, 2), query_KRD[:, rows])
+    return d_key_KND, d_value_KND
+
+
+def _with_prefix(documents: Sequence[torch.Tensor], place: int, prefix_tokens: int) -> torch.Tensor:
+    """Return what the queries of a document meet: itself, after the first one if that is a prefix."""
+    if not prefix_tokens or place == 0:
+        return documents[place]
+    return torch.cat((documents[0][:, :prefix_tokens], documents[place]), dim=1)
+
+
+def _keeps_weights(length: int, offset: int) -> bool:
+    mean_keys = length if length <= _WHOLE_UP_TO_TOKENS else (length + BLOCK_TOKENS) // 2
+    return offset + mean_keys <= KEYS_KEPT
 
 
 def _split(
@@ -173,21 +223,22 @@ def _filled_up(length: int) -> int:
     return -(-length // _ALIGNMENT) * _ALIGNMENT
 
 
-def _blocks_of(length: int, sliding_window: int | None) -> Iterator[_Block]:
-    """Yield the blocks of a document's queries, in order."""
+def _blocks_of(length: int, offset: int, sliding_window: int | None) -> Iterator[_Block]:
+    """Yield the blocks of a document's queries, in order; `offset` tokens come before it."""
     size = length if length <= _WHOLE_UP_TO_TOKENS else BLOCK_TOKENS
     for start in range(0, length, size):
         first_key = 0
         if sliding_window is not None:
-            first_key = max((start - sliding_window + 1) // _ALIGNMENT * _ALIGNMENT, 0)
-        yield _Block(start, min(start + size, length), first_key)
+            first_key = max((offset + start - sliding_window + 1) // _ALIGNMENT * _ALIGNMENT, 0)
+        end = min(start + size, length)
+        yield _Block(start, end, first_key, offset + end)
 
 
 def _attention_weights(
     query_KRD: torch.Tensor, key_KND: torch.Tensor, block: _Block, scores: Scores, num_groups: int
 ) -> torch.Tensor:
     """Return what each query of a block gives to each key (K, R, C)."""
-    key_KDC = key_KND[:, block.first_key : block.end].transpose(1, 2)
+    key_KDC = key_KND[:, block.first_key : block.end_key].transpose(1, 2)
     scores_KRC = torch.bmm(query_KRD[:, block.start * num_groups : block.end * num_groups], key_KDC)
     if scores.softcap is not None:
         scores_KRC.div_(scores.softcap).tanh_().mul_(scores.softcap)
@@ -195,7 +246,7 @@ def _attention_weights(
     mask_RC = _future_mask(num_tokens, num_groups, query_KRD.dtype)
     # Keys before the block are seen by all of it; only those of the block itself may be ahead of a query.
     scores_KRC[:, :, -num_tokens:] += mask_RC
-    if scores.sliding_window is not None and block.end - block.first_key > scores.sliding_window:
+    if scores.sliding_window is not None and block.end_key - block.first_key > scores.sliding_window:
         scores_KRC += _past_mask(block, scores.sliding_window, num_groups, query_KRD.dtype)
     return torch.softmax(scores_KRC, dim=-1, out=scores_KRC)
 
@@ -215,6 +266,7 @@ def _future_mask(num_tokens: int, num_groups: int, dtype: torch.dtype) -> torch.
 
 def _past_mask(block: _Block, sliding_window: int, num_groups: int, dtype: torch.dtype) -> torch.Tensor:
     """Return -inf where a key is too far before the query of its row, else 0."""
-    query_R1 = torch.arange(block.start, block.end).repeat_interleave(num_groups)[:, None]
-    far_RC = query_R1 - torch.arange(block.first_key, block.end)[None, :] >= sliding_window
+    offset = block.end_key - block.end
+    query_R1 = torch.arange(block.start, block.end).repeat_interleave(num_groups)[:, None] + offset
+    far_RC = query_R1 - torch.arange(block.first_key, block.end_key)[None, :] >= sliding_window
     return torch.zeros(far_RC.shape, dtype=dtype).masked_fill_(far_RC, -torch.inf)

@@ -29,28 +29,51 @@ def attend_with_dense_mask(
     value_KTD: torch.Tensor,
     document_lengths: Sequence[int],
     scores: Scores,
+    *,
+    has_prefix: bool = False,
 ) -> torch.Tensor:
     """Do what `attention.attend_within_documents` does, with one T x T mask over the whole pack."""
-    num_groups = query_HTD.shape[0] // key_KTD.shape[0]
-    key_HTD = key_KTD.repeat_interleave(num_groups, dim=0)
-    value_HTD = value_KTD.repeat_interleave(num_groups, dim=0)
-    scores_HTT = query_HTD @ key_HTD.transpose(1, 2) * scores.scale
+    visible_TT = visible_pairs(
+        document_lengths, scores.sliding_window, query_HTD.device, has_prefix=has_prefix
+    )
+    return attend_by_pairs(query_HTD, key_KTD, value_KTD, visible_TT, scores)
+
+
+def attend_by_pairs(
+    query_HTD: torch.Tensor,
+    key_KCD: torch.Tensor,
+    value_KCD: torch.Tensor,
+    visible_TC: torch.Tensor,
+    scores: Scores,
+) -> torch.Tensor:
+    """Return attention (H, T, D) of T queries to those of C keys that `visible_TC` has."""
+    num_groups = query_HTD.shape[0] // key_KCD.shape[0]
+    key_HCD = key_KCD.repeat_interleave(num_groups, dim=0)
+    value_HCD = value_KCD.repeat_interleave(num_groups, dim=0)
+    scores_HTC = query_HTD @ key_HCD.transpose(1, 2) * scores.scale
     if scores.softcap is not None:
-        scores_HTT = scores.softcap * torch.tanh(scores_HTT / scores.softcap)
-    hidden_TT = ~visible_pairs(document_lengths, scores.sliding_window, query_HTD.device)
-    scores_HTT = scores_HTT.masked_fill(hidden_TT, float("-inf"))
-    return torch.softmax(scores_HTT.float(), dim=-1).to(query_HTD.dtype) @ value_HTD
+        scores_HTC = scores.softcap * torch.tanh(scores_HTC / scores.softcap)
+    scores_HTC = scores_HTC.masked_fill(~visible_TC, float("-inf"))
+    return torch.softmax(scores_HTC.float(), dim=-1).to(query_HTD.dtype) @ value_HCD
 
 
 def visible_pairs(
-    document_lengths: Sequence[int], sliding_window: int | None, device: torch.device
+    document_lengths: Sequence[int],
+    sliding_window: int | None,
+    device: torch.device,
+    *,
+    has_prefix: bool = False,
 ) -> torch.Tensor:
     """Return a bool tensor (T, T): whether the token of the row may see that of the column."""
     lengths = torch.tensor(document_lengths, device=device)
     document_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-    place_T = torch.arange(len(document_T), device=device)
+    place_T = torch.cat([torch.arange(length, device=device) for length in document_lengths])
+    is_seen_TT = document_T[:, None] == document_T[None, :]
+    if has_prefix:
+        place_T = place_T + document_lengths[0] * (document_T > 0)
+        is_seen_TT |= document_T[None, :] == 0
     distance_TT = place_T[:, None] - place_T[None, :]
-    visible_TT = (distance_TT >= 0) & (document_T[:, None] == document_T[None, :])
+    visible_TT = (distance_TT >= 0) & is_seen_TT
     if sliding_window is not None:
         visible_TT &= distance_TT < sliding_window
     return visible_TT

@@ -36,6 +36,7 @@ def supervised_logits(model: torch.nn.Module, pack: Pack, **options: Any) -> tor
         position_ids=pack.position_ids_T[None],
         logits_to_keep=pack.supervised_positions_S,
         document_lengths=pack.document_lengths,
+        has_prefix=pack.has_prefix,
         use_cache=False,
         **options,
     )
@@ -123,6 +124,7 @@ def _sum_head_loss(model: PreTrainedModel, head: Head, pack: Pack) -> torch.Tens
         input_ids=pack.token_ids_T[None],
         position_ids=pack.position_ids_T[None],
         document_lengths=pack.document_lengths,
+        has_prefix=pack.has_prefix,
         use_cache=False,
     )
     hidden_SD = output.last_hidden_state[0, pack.supervised_positions_S]
@@ -193,6 +195,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     *,
     document_lengths: Sequence[int],
+    has_prefix: bool = False,
     attentions: dict[torch.nn.Module, Scores] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -212,7 +215,7 @@ def _attend(
     if attentions is not None:
         attentions[module] = scores
     attended_HTD = attend_within_documents(
-        query_1HTD[0], key_1KTD[0], value_1KTD[0], document_lengths, scores
+        query_1HTD[0], key_1KTD[0], value_1KTD[0], document_lengths, scores, has_prefix=has_prefix
     )
     return attended_HTD.transpose(0, 1)[None], None
 

@@ -209,6 +209,7 @@ class _Attention:
         past_key_values: Any = None,
         *,
         document_lengths: Sequence[int],
+        has_prefix: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """Answer for the module: the output (1, T, D), and no weights."""
@@ -225,6 +226,7 @@ class _Attention:
             value_TKE.transpose(0, 1),
             document_lengths,
             self.scores,
+            has_prefix=has_prefix,
         )
         attended_TD = attended_HTE.transpose(0, 1).flatten(1)
         return _project(attended_TD, self.outer)[0][None], None

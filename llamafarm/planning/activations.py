@@ -14,7 +14,7 @@ _LOSS_BYTES = 3 * _FP32_BYTES
 # Positions whose logits are there at once in training an adapter (`kernels.loss`).
 CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
 # The most keys for which a query keeps its weights, in the mean over a document (`kernels.blocked`).
-KEYS_KEPT = 320
+KEYS_KEPT = 384
 # In evaluation, the logits and their log-softmax.
 _EVALUATION_BYTES = 2 * _FP32_BYTES
 

@@ -50,6 +50,11 @@ class MemoryDecision:
         return self.cut.request.gradient_checkpointing
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Return whether what rows begin with is computed once: dropout differs from row to row."""
+        return not self.cut.request.has_dropout
+
+    @property
     def returns_freed_memory(self) -> bool:
         """Return whether the allocator has to give freed memory back at once."""
         return self.cut.request.returns_freed_memory

@@ -53,7 +53,13 @@ def look_ahead(preparation: Preparation, strategy: Strategy, probe: ProbeResult 
         efficiency = EFFICIENCY[preparation.device.kind]
         seconds = estimate_seconds(flops, speed, efficiency)
         basis = f"{efficiency:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product"
-    first = pack_rows(preparation.train_rows, plan.rows_of_step(1), preparation.memory.pack_tokens)
+    memory = preparation.memory
+    first = pack_rows(
+        preparation.train_rows,
+        plan.rows_of_step(1),
+        memory.pack_tokens,
+        shares_prefixes=memory.shares_prefixes,
+    )
     return Outlook(len(first), lengths.num_tokens, flops, seconds, basis, plan_disk_of(preparation, strategy))
 
 

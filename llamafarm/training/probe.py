@@ -68,7 +68,7 @@ def probe_steps(preparation: Preparation, strategy: Strategy) -> ProbeResult:
             )
             if place or len(steps) == 1:
                 seconds += time.perf_counter() - started
-                num_tokens += sum(pack.num_tokens for pack in packs)
+                num_tokens += sum(pack.num_row_tokens for pack in packs)
                 flops += training_flops(preparation.memory.cut.request, lengths_of(preparation, indices))
     return ProbeResult(
         len(steps), num_tokens / seconds, flops / seconds, peak_memory_bytes(preparation.device.kind)
@@ -94,7 +94,10 @@ def _fullness(preparation: Preparation, step: int) -> int:
 
 
 def _packs_of(preparation: Preparation, indices: Sequence[int]) -> Packs:
-    return pack_rows(preparation.train_rows, indices, preparation.memory.pack_tokens)
+    memory = preparation.memory
+    return pack_rows(
+        preparation.train_rows, indices, memory.pack_tokens, shares_prefixes=memory.shares_prefixes
+    )
 
 
 def _sum_loss(packed: PackedForward, dropout_plan: DropoutPlan, step: int, pack: Pack) -> torch.Tensor:

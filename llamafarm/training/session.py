@@ -76,6 +76,7 @@ class Session:
             range(len(preparation.eval_rows)),
             self._pack_tokens,
             args.per_device_eval_batch_size,
+            shares_prefixes=True,
         )
         self._optimizer, self._scheduler = build_optimizer(
             model, optimizer_settings(args, preparation.method), preparation.plan.num_steps
@@ -106,7 +107,12 @@ class Session:
     def take_step(self, step: int, row_indices: Sequence[int]) -> StepResult:
         """Take one optimizer step over these rows."""
         started = time.perf_counter()
-        packs = pack_rows(self._preparation.train_rows, row_indices, self._pack_tokens)
+        packs = pack_rows(
+            self._preparation.train_rows,
+            row_indices,
+            self._pack_tokens,
+            shares_prefixes=self._preparation.memory.shares_prefixes,
+        )
         result = run_step(
             partial(self._sum_loss, step),
             [pack.to(self._device) for pack in packs],

@@ -78,7 +78,9 @@ def run_step(
     else:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(train_loss, grad_norm, sum(pack.num_tokens for pack in packs), num_supervised_tokens)
+    return StepResult(
+        train_loss, grad_norm, sum(pack.num_row_tokens for pack in packs), num_supervised_tokens
+    )
 
 
 def _accumulate_gradients(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
+from llamafarm.kernels import attention
 from llamafarm.kernels.attention import attend_within_documents
 from llamafarm.kernels.reference import Scores, attend_with_dense_mask, visible_pairs
 
@@ -37,6 +40,7 @@ def gradients(output: torch.Tensor, inputs: list[torch.Tensor], seed: int) -> tu
     sliding_window=st.none() | st.integers(1, 15),
     softcap=st.none() | st.sampled_from([0.5, 2.0, 50.0]),
     scale=st.sampled_from([0.1, 0.35, 1.0]),
+    has_prefix=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_the_fast_kernel_equals_the_plain_one_forward_and_backward(
@@ -47,15 +51,64 @@ def test_the_fast_kernel_equals_the_plain_one_forward_and_backward(
     sliding_window: int | None,
     softcap: float | None,
     scale: float,
+    has_prefix: bool,
     seed: int,
 ) -> None:
     inputs = random_heads(num_key_heads * num_groups, num_key_heads, sum(lengths), head_size, seed)
     scores = Scores(scale, sliding_window, softcap)
-    fast = attend_within_documents(*inputs, lengths, scores)
-    plain = attend_with_dense_mask(*inputs, lengths, scores)
+    fast = attend_within_documents(*inputs, lengths, scores, has_prefix=has_prefix)
+    plain = attend_with_dense_mask(*inputs, lengths, scores, has_prefix=has_prefix)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients(fast, inputs, seed), gradients(plain, inputs, seed), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[300, 33, 1], [100, 260, 40], [32, 640]])
+@pytest.mark.parametrize("has_prefix", [False, True])
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 70}, {"softcap": 3.0}], ids=str)
+def test_long_documents_in_blocks_and_in_16_bits(
+    lengths: list[int], has_prefix: bool, options: dict[str, Any]
+) -> None:
+    inputs = random_heads(6, 2, sum(lengths), 16, seed=9)
+    scores = Scores(0.4, **options)
+    plain = attend_with_dense_mask(*inputs, lengths, scores, has_prefix=has_prefix)
+    fast = attend_within_documents(*inputs, lengths, scores, has_prefix=has_prefix)
+    halves = [one.detach().bfloat16().requires_grad_() for one in inputs]
+    half = attend_within_documents(*halves, lengths, scores, has_prefix=has_prefix)
+    expected = (plain, *gradients(plain, inputs, 2))
+    found = (fast, *gradients(fast, inputs, 2))
+    outer = torch.randn(half.shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    found_in_half = (half, *torch.autograd.grad(half, halves, outer))
+    for ours, rounded, theirs in zip(found, found_in_half, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+        assert rounded.dtype == torch.bfloat16
+        assert functional.cosine_similarity(rounded.float().flatten(), theirs.flatten(), dim=0) > 0.999
+
+
+def test_elsewhere_documents_are_attended_to_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of GPUs, on the processor: torch's own attention, and pairs where it lacks something."""
+    monkeypatch.setattr(attention, "_is_processor", lambda _: False)
+    lengths = [5, 7, 3]
+    for has_prefix in (False, True):
+        for options in ({}, {"sliding_window": 4}, {"softcap": 2.0}):
+            inputs = random_heads(4, 2, 15, 8, seed=4)
+            scores = Scores(0.5, **options)  # type: ignore[arg-type]
+            fast = attend_within_documents(*inputs, lengths, scores, has_prefix=has_prefix)
+            plain = attend_with_dense_mask(*inputs, lengths, scores, has_prefix=has_prefix)
+            torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+            for ours, theirs in zip(gradients(fast, inputs, 1), gradients(plain, inputs, 1), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prefix_is_seen_by_all_documents_and_no_document_by_another() -> None:
+    visible = visible_pairs([2, 2, 1], 3, torch.device("cpu"), has_prefix=True)
+    assert visible.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
 
 
 @pytest.mark.parametrize("sliding_window", [None, 1, 3])

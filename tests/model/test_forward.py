@@ -152,6 +152,36 @@ def test_packs_of_every_size_give_the_gradients_of_the_documents(
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("fuses", [False, True])
+def test_a_prefix_that_rows_share_gives_their_loss_and_gradients(model: PreTrainedModel, fuses: bool) -> None:
+    adapted, _ = attach_adapter(model, AdapterSettings(4, 8, 0.0, "all-linear"), base_name="base", seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.1)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    draw = np.random.default_rng(3)
+    prefix = draw.integers(3, 64, 40)
+    rows = [
+        EncodedRow(
+            np.concatenate((prefix, draw.integers(3, 64, length))).astype(np.int32),
+            np.arange(40 + length) >= 41,
+            number,
+        )
+        for number, length in enumerate((9, 20, 3))
+    ]
+    results = []
+    with packed_forward(model, fuses=fuses) as packed:
+        for shares_prefixes in (False, True):
+            (pack,) = pack_rows(rows, range(3), 500, shares_prefixes=shares_prefixes)
+            assert pack.has_prefix == shares_prefixes
+            loss = packed.sum_loss(pack)
+            results.append((loss, *torch.autograd.grad(loss, trained)))
+    for apart, shared in zip(*results, strict=True):
+        assert (shared - apart).norm() <= 1e-5 * apart.norm() + 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_compute_each_family_as_transformers_does_forward_and_gradient(
     model: PreTrainedModel, dtype: torch.dtype

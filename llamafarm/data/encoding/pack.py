@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import torch
 
+from llamafarm.data.encoding.prefixes import SharedPrefix, find_shared_prefixes
 from llamafarm.data.encoding.rows import EncodedRow, EncodedRows
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 class Pack:
     """Documents end to end. Axes: T, tokens; S, supervised positions.
 
-    `row_indices` name the documents' rows, in order, by their index in the list that was packed.
+    `row_indices` name the documents' rows, in order, by their index in the list that was packed. With
+    `has_prefix` the first document is no row: it is what all rows of the pack begin with (see `prefixes`),
+    and each row's document has the rest of it.
     """
 
     token_ids_T: torch.Tensor
@@ -38,6 +41,13 @@ class Pack:
     targets_S: torch.Tensor
     document_lengths: tuple[int, ...]
     row_indices: tuple[int, ...]
+    has_prefix: bool = False
+
+    @property
+    def num_row_tokens(self) -> int:
+        """Return the tokens of the pack's rows, a shared prefix counted for each."""
+        num_saved = self.document_lengths[0] * (len(self.row_indices) - 1) if self.has_prefix else 0
+        return self.num_tokens + num_saved
 
     @property
     def num_tokens(self) -> int:
@@ -58,15 +68,19 @@ class Pack:
             self.targets_S.to(device),
             self.document_lengths,
             self.row_indices,
+            self.has_prefix,
         )
 
 
 class Packs(Sequence[Pack]):
     """Packs that are laid out when they are asked for; how many there are and how full is known before."""
 
-    def __init__(self, rows: Sequence[EncodedRow], groups: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, rows: Sequence[EncodedRow], groups: Sequence[Sequence[int]], prefixes: Sequence[int]
+    ) -> None:
         self._rows = rows
         self.groups = groups
+        self._prefixes = prefixes
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -77,14 +91,17 @@ class Packs(Sequence[Pack]):
     def __getitem__(self, place: slice) -> Packs: ...
     def __getitem__(self, place: int | slice) -> Pack | Packs:
         if isinstance(place, slice):
-            return Packs(self._rows, self.groups[place])
+            return Packs(self._rows, self.groups[place], self._prefixes[place])
         group = self.groups[place]
-        return build_pack([self._rows[index] for index in group], group)
+        return build_pack([self._rows[index] for index in group], group, self._prefixes[place])
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the tokens and the supervised tokens of each pack."""
-        figures = [_figures_of(self._rows, group) for group in self.groups]
-        return [(int(lengths.sum()), int(supervised.sum())) for lengths, supervised in figures]
+        sizes = []
+        for group, prefix in zip(self.groups, self._prefixes, strict=True):
+            lengths, supervised = _figures_of(self._rows, group)
+            sizes.append((int(lengths.sum()) - prefix * (len(group) - 1), int(supervised.sum())))
+        return sizes
 
 
 def pack_rows(
@@ -92,15 +109,28 @@ def pack_rows(
     row_indices: Sequence[int] | NDArray[np.int64],
     max_pack_tokens: int,
     max_pack_rows: int | None = None,
+    *,
+    shares_prefixes: bool = False,
 ) -> Packs:
     """Pack the rows that `row_indices` name into packs of at most so many tokens, and rows if that is given.
 
     Best fit, longest first; a row that is longer than a pack gets one of its own. The same lengths always
-    give the same packs; no row is read before its pack is.
+    give the same packs; no row is read before its pack is, unless the pack `shares_prefixes`: then rows that
+    begin alike come together, after what they begin with.
     """
-    lengths, _ = _figures_of(rows, row_indices)
-    groups = _group_by_best_fit(lengths.tolist(), max_pack_tokens, max_pack_rows)
-    return Packs(rows, [[int(row_indices[place]) for place in group] for group in groups])
+    indices = [int(index) for index in row_indices]
+    shared = find_shared_prefixes(rows, indices) if shares_prefixes else [SharedPrefix(0, indices)]
+    groups: list[list[int]] = []
+    prefixes: list[int] = []
+    for prefix in shared:
+        lengths, _ = _figures_of(rows, prefix.row_indices)
+        fitted = _group_by_best_fit(
+            (lengths - prefix.num_tokens).tolist(), max_pack_tokens - prefix.num_tokens, max_pack_rows
+        )
+        for group in fitted:
+            groups.append([prefix.row_indices[place] for place in group])
+            prefixes.append(prefix.num_tokens if len(group) > 1 else 0)
+    return Packs(rows, groups, prefixes)
 
 
 def _figures_of(
@@ -117,22 +147,29 @@ def _figures_of(
     )
 
 
-def build_pack(rows: Sequence[EncodedRow], row_indices: Sequence[int]) -> Pack:
-    """Lay rows end to end as one pack."""
-    lengths = [row.num_tokens for row in rows]
-    token_ids_T = np.concatenate([row.token_ids_T for row in rows]).astype(np.int64)
-    is_supervised_T = np.concatenate([row.is_supervised_T for row in rows])
+def build_pack(rows: Sequence[EncodedRow], row_indices: Sequence[int], prefix_tokens: int = 0) -> Pack:
+    """Lay rows end to end as one pack; so many tokens that all of them begin with once, before them."""
+    parts = [(row.token_ids_T[prefix_tokens:], row.is_supervised_T[prefix_tokens:]) for row in rows]
+    if prefix_tokens:
+        parts.insert(0, (rows[0].token_ids_T[:prefix_tokens], np.zeros(prefix_tokens, np.bool_)))
+    lengths = [len(ids_T) for ids_T, _ in parts]
+    token_ids_T = np.concatenate([ids_T for ids_T, _ in parts]).astype(np.int64)
+    is_supervised_T = np.concatenate([marks_T for _, marks_T in parts])
     starts = np.cumsum([0, *lengths[:-1]])
     # Nothing in its own document comes before a first token, so no position predicts it.
     is_supervised_T[starts] = False
+    offsets = [0] + [prefix_tokens] * (len(lengths) - 1)
     targets_at_S = np.flatnonzero(is_supervised_T)
     return Pack(
         token_ids_T=torch.from_numpy(token_ids_T),
-        position_ids_T=torch.cat([torch.arange(length) for length in lengths]),
+        position_ids_T=torch.cat(
+            [torch.arange(length) + offset for length, offset in zip(lengths, offsets, strict=True)]
+        ),
         supervised_positions_S=torch.from_numpy(targets_at_S - 1),
         targets_S=torch.from_numpy(token_ids_T[targets_at_S]),
         document_lengths=tuple(lengths),
         row_indices=tuple(row_indices),
+        has_prefix=prefix_tokens > 0,
     )
 
 

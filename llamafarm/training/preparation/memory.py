@@ -165,23 +165,23 @@ def _cut(request: MemoryRequest, rows: PreparedRows, pack_tokens: int) -> Cut:
     longest = int(rows.train_rows.lengths_N.max())
 
     def pack_with(pack_tokens: int, max_length: int) -> Packing:
-        return _pack(rows, pack_tokens, max_length)
+        return _pack(rows, pack_tokens, max_length, shares_prefixes=not request.has_dropout)
 
     empty = Cut(request, Packing(pack_tokens, longest, longest, ()), pack_with)
     return empty.packed(pack_tokens)
 
 
-def _pack(rows: PreparedRows, pack_tokens: int, max_length: int) -> Packing:
+def _pack(rows: PreparedRows, pack_tokens: int, max_length: int, *, shares_prefixes: bool) -> Packing:
     plan, train_rows, eval_rows = rows.plan, rows.train_rows, rows.eval_rows
     fits_N = train_rows.lengths_N <= max_length
     stride = max(plan.num_steps // _NUM_SAMPLED_STEPS, 1)
     sizes: list[PackSize] = []
     for step in range(1, plan.num_steps + 1, stride):
         indices = [index for index in plan.rows_of_step(step) if fits_N[index]]
-        packs = pack_rows(train_rows, indices, pack_tokens)
+        packs = pack_rows(train_rows, indices, pack_tokens, shares_prefixes=shares_prefixes)
         sizes += [PackSize(*size, finds_gradients=place > 0) for place, size in enumerate(packs.sizes())]
     kept_eval = np.flatnonzero(eval_rows.lengths_N <= max_length)
-    eval_packs = pack_rows(eval_rows, kept_eval, pack_tokens, rows.eval_rows_per_pack)
+    eval_packs = pack_rows(eval_rows, kept_eval, pack_tokens, rows.eval_rows_per_pack, shares_prefixes=True)
     # A row that no step looked at may be the longest.
     longest = int(train_rows.lengths_N[fits_N].max(initial=0))
     of_longest = train_rows.num_supervised_N[train_rows.lengths_N == longest]

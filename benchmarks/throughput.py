@@ -1,7 +1,8 @@
 """Training speed beside other tools on the same work, and beside the matrix products that it needs.
 
     python benchmarks/throughput.py [--shape 135m|500m|tiny] [--rows 64] [--text FILE] [--peer-python PYTHON]
-        [--tools ours,plain-bf16,trl,trl-tuned] [--rounds 3] [--system-tokens N]
+        [--tools ours,ours-unshared,plain-bf16,trl,trl-tuned] [--rounds 3] [--system-tokens N]
+        [--most-tokens N]
 
 Random weights of the shape are made on the spot; rows are questions and answers of `--text` (instruction and
 output), else made-up ones of very different lengths. Each tool trains one epoch in a process of its own, and
@@ -10,7 +11,8 @@ the largest memory, and, for ours, per cent of the GEMM floor (`gemm_floor.py`) 
 
 Held equal: the weights, the rows as token ids with what is trained on, their order where a tool lets it be,
 16 rows a step (for packs: as many packs as 16 rows fill in the mean), LoRA of rank 8 on q, k, v and o without
-dropout, AdamW, its constant rate, and the threads. `--system-tokens` begins every row with the same text.
+dropout, AdamW, its constant rate, and the threads. `--system-tokens` begins every row with the same
+text; `ours-unshared` computes it for each row. Rows have `--most-tokens` at most, beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from llamafarm import terminal
 
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _RANK, _ROWS_PER_STEP, _LEARNING_RATE = 8, 16, 1e-4
-_MOST_TOKENS = 500
 _MIB = 2**20
 # Hidden size, feed-forward size, layers, heads, key heads, vocabulary, tied.
 _SHAPES = {
@@ -85,8 +86,10 @@ def make_rows(folder: Path, options: argparse.Namespace) -> None:
             (" ".join(draw.choices(words, k=12)), " ".join(draw.choices(words, k=length)))
             for length in lengths
         ]
-    system = " ".join(draw.choices(words, k=options.system_tokens))
     tokenizer = load_tokenizer(Base("model", str(folder / "model")))
+    system = ""
+    while len(tokenizer(system)["input_ids"]) < options.system_tokens:
+        system += (" " if system else "") + draw.choice(words)
     template, _ = build_template(tokenizer, None, None)
     path = folder / "text.jsonl"
     records = [
@@ -94,7 +97,7 @@ def make_rows(folder: Path, options: argparse.Namespace) -> None:
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     rows = encode_conversations(read_data_file(path).conversations, template, text_encoder(tokenizer))
-    most = _MOST_TOKENS + 2 * options.system_tokens
+    most = options.most_tokens + options.system_tokens
     kept = [place for place, row in enumerate(rows) if row.num_tokens <= most][: options.rows]
     path.write_text("".join(json.dumps(records[place]) + "\n" for place in kept), encoding="utf-8")
     with (folder / "rows.jsonl").open("w") as file:
@@ -104,7 +107,7 @@ def make_rows(folder: Path, options: argparse.Namespace) -> None:
             file.write(json.dumps({"token_ids": row.token_ids_T.tolist(), "is_supervised": marks}) + "\n")
 
 
-def run_ours(folder: Path) -> dict[str, Any]:
+def run_ours(folder: Path, *, shares_prefixes: bool = True) -> dict[str, Any]:
     """Train as `train` does, in this process."""
     import resource
 
@@ -140,6 +143,8 @@ def run_ours(folder: Path) -> dict[str, Any]:
     pack = session.pack_rows
 
     def remember(*args: Any, **kwargs: Any) -> Any:
+        if not shares_prefixes:
+            kwargs["shares_prefixes"] = False
         packs = pack(*args, **kwargs)
         sizes.extend(packs.sizes())
         return packs
@@ -161,8 +166,8 @@ def run_ours(folder: Path) -> dict[str, Any]:
 def run_tool(tool: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run a tool in a process of its own and return what it printed last."""
     here = Path(__file__)
-    if tool == "ours":
-        command = [sys.executable, str(here), "--run-ours", str(folder)]
+    if tool.startswith("ours"):
+        command = [sys.executable, str(here), "--run-ours", str(folder), "--tools", tool]
     else:
         python = options.peer_python or sys.executable
         command = [python, str(here.with_name("throughput_peers.py")), tool, str(folder)]
@@ -227,10 +232,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--system-tokens", type=int, default=0)
+    parser.add_argument("--most-tokens", type=int, default=500)
     parser.add_argument("--run-ours", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run_ours is not None:
-        sys.stdout.write("\n" + json.dumps(run_ours(options.run_ours)) + "\n")
+        found = run_ours(options.run_ours, shares_prefixes=options.tools != "ours-unshared")
+        sys.stdout.write("\n" + json.dumps(found) + "\n")
         return
     tools = options.tools.split(",")
     with tempfile.TemporaryDirectory() as made:
@@ -246,12 +253,12 @@ def main() -> None:
         }
         (folder / "settings.json").write_text(json.dumps(settings))
         make_rows(folder, options)
-        found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
+        results: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
         for _ in range(options.rounds):
             for tool in tools:
-                found[tool].append(run_tool(tool, folder, options))
-                terminal.say(f"{tool} {found[tool][-1]['seconds']:.1f} s")
-        show(found, folder, options)
+                results[tool].append(run_tool(tool, folder, options))
+                terminal.say(f"{tool} {results[tool][-1]['seconds']:.1f} s")
+        show(results, folder, options)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Attention on a processor, written by hand: document by document, long ones in blocks of queries.
+"""Attention on a processor, written by hand: documents of a size together, long ones in blocks of queries.
 
 Four things make it two to four times as fast as torch's own: the heads that share a key head are one matrix
 product, a block of queries meets only the keys at or before it, the softmax runs once over a block in the
-numbers of the inputs, and every product finds its factors in one piece. Documents are filled up to multiples
-of `_ALIGNMENT` tokens, so that oneDNN, which compiles a kernel for every shape of 16-bit products, meets few.
+numbers of the inputs, and documents are filled up to multiples of `_ALIGNMENT` tokens, so that those of a
+size are one product, and oneDNN, which compiles a kernel for every shape of 16-bit products, meets few.
 
-Axes: H query heads, K key heads, G query heads for each of them, T tokens of the pack, N tokens of a document
-filled up, D head size, R rows of queries (tokens times G), C keys.
+Axes: H query heads, K key heads, G query heads for each of them, T tokens of the pack, D head size. Of a
+group of documents: M documents, N tokens of each filled up, B key heads times documents, R rows of queries
+(tokens times G), C keys.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -55,16 +57,6 @@ def attend_in_blocks(
     return attended_HTD
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Queries from `start` to `end` of a document; the keys that they meet, those of a prefix counted in."""
-
-    start: int
-    end: int
-    first_key: int
-    end_key: int
-
-
 class _BlockedAttention(torch.autograd.Function):
     """`attend_in_blocks`."""
 
@@ -78,183 +70,222 @@ class _BlockedAttention(torch.autograd.Function):
         scores: Scores,
         has_prefix: bool,
     ) -> torch.Tensor:
+        layout = _Layout.of(tuple(document_lengths), has_prefix)
         num_groups = query_HTD.shape[0] // key_KTD.shape[0]
-        queries = _split(query_HTD, document_lengths, num_groups, scores.scale)
-        keys, values = _split(key_KTD, document_lengths), _split(value_KTD, document_lengths)
-        attended = _Joined(query_HTD, document_lengths, num_groups)
+        queries = [one.mul_(scores.scale) for one in layout.spread(query_HTD, num_groups)]
+        keys, values = layout.spread(key_KTD, 1), layout.spread(value_KTD, 1)
         is_trained = any(ctx.needs_input_grad[:3])
-        ctx.prefix_tokens = document_lengths[0] if has_prefix else 0
-        kept = []
-        for place, query_KRD in enumerate(queries):
-            key_KND, value_KND = (_with_prefix(heads, place, ctx.prefix_tokens) for heads in (keys, values))
-            length, offset = keys[place].shape[1], key_KND.shape[1] - keys[place].shape[1]
-            for block in _blocks_of(length, offset, scores.sliding_window):
-                weights_KRC = _attention_weights(query_KRD, key_KND, block, scores, num_groups)
-                attended.add(torch.bmm(weights_KRC, value_KND[:, block.first_key : block.end_key]))
-                if is_trained and _keeps_weights(length, offset):
-                    kept.append(weights_KRC)
+        attended, kept = [], []
+        for place, query_BRD in enumerate(queries):
+            key_BCD, value_BCD = (layout.with_prefix(heads, place) for heads in (keys, values))
+            parts = []
+            for block in layout.blocks_of(place, scores.sliding_window):
+                weights_BRC = _attention_weights(query_BRD, key_BCD, block, scores, num_groups)
+                parts.append(torch.bmm(weights_BRC, value_BCD[:, block.first_key : block.end_key]))
+                if is_trained and layout.keeps_weights(place):
+                    kept.append(weights_BRC)
+            attended.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
         ctx.save_for_backward(*queries, *keys, *values, *kept)
-        ctx.document_lengths, ctx.scores, ctx.num_groups = document_lengths, scores, num_groups
-        return attended.heads
+        ctx.layout, ctx.scores, ctx.num_groups = layout, scores, num_groups
+        return layout.gather(attended, num_groups)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        lengths, num_groups, prefix_tokens = ctx.document_lengths, ctx.num_groups, ctx.prefix_tokens
+        layout, num_groups = ctx.layout, ctx.num_groups
         saved = iter(ctx.saved_tensors)
-        queries, keys, values = ([next(saved) for _ in lengths] for _ in range(3))
-        d_query = _Joined(gradients[0], lengths, num_groups, ctx.scores.scale)
+        queries, keys, values = ([next(saved) for _ in layout.groups] for _ in range(3))
+        d_queries: list[torch.Tensor] = []
         d_keys: list[torch.Tensor] = []
         d_values: list[torch.Tensor] = []
-        for place, d_output_KRD in enumerate(_split(gradients[0], lengths, num_groups)):
-            key_KND, value_KND = (_with_prefix(heads, place, prefix_tokens) for heads in (keys, values))
-            d_key_KND, d_value_KND = _document_backward(
-                (queries[place], key_KND, value_KND, d_output_KRD), saved, ctx.scores, num_groups, d_query
+        for place, d_output_BRD in enumerate(layout.spread(gradients[0], num_groups, fills_with_zeros=True)):
+            key_BCD, value_BCD = (layout.with_prefix(heads, place) for heads in (keys, values))
+            tensors = (queries[place], key_BCD, value_BCD, d_output_BRD)
+            d_query_BRD, d_key_BCD, d_value_BCD = _group_backward(
+                tensors, saved, layout, place, ctx.scores, num_groups
             )
-            offset = key_KND.shape[1] - keys[place].shape[1]
-            for parts, part_KND in ((d_keys, d_key_KND), (d_values, d_value_KND)):
-                if offset:
-                    parts[0][:, :offset] += part_KND[:, :offset]
-                # What many documents add to is summed in fp32.
-                is_prefix = place == 0 and prefix_tokens > 0
-                parts.append(part_KND.float() if is_prefix else part_KND[:, offset:])
-        joined = []
-        for parts in (d_keys, d_values):
-            whole = _Joined(gradients[0][::num_groups], lengths)
-            for part_KND in parts:
-                whole.add(part_KND.to(gradients[0].dtype))
-            joined.append(whole.heads)
-        return d_query.heads, *joined, None, None, None
+            d_queries.append(d_query_BRD)
+            d_keys.append(layout.without_prefix(d_key_BCD, place, d_keys))
+            d_values.append(layout.without_prefix(d_value_BCD, place, d_values))
+        d_query_HTD = layout.gather(d_queries, num_groups).mul_(ctx.scores.scale)
+        return d_query_HTD, layout.gather(d_keys, 1), layout.gather(d_values, 1), None, None, None
 
 
-def _document_backward(
+def _group_backward(
     tensors: tuple[torch.Tensor, ...],
     saved: Iterator[torch.Tensor],
+    layout: _Layout,
+    place: int,
     scores: Scores,
     num_groups: int,
-    d_query: _Joined,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of the keys and values that a document met; that of its queries goes to `d_query`.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of a group's queries, and of the keys and values that they met.
 
     `saved` gives the weights of its blocks where they were kept.
     """
-    query_KRD, key_KND, value_KND, d_output_KRD = tensors
-    length = query_KRD.shape[1] // num_groups
-    offset = key_KND.shape[1] - length
-    d_key_KND, d_value_KND = torch.zeros_like(key_KND), torch.zeros_like(value_KND)
-    for block in _blocks_of(length, offset, scores.sliding_window):
-        if _keeps_weights(length, offset):
-            weights_KRC = next(saved)
+    query_BRD, key_BCD, value_BCD, d_output_BRD = tensors
+    d_key_BCD, d_value_BCD = torch.zeros_like(key_BCD), torch.zeros_like(value_BCD)
+    parts = []
+    for block in layout.blocks_of(place, scores.sliding_window):
+        if layout.keeps_weights(place):
+            weights_BRC = next(saved)
         else:
-            weights_KRC = _attention_weights(query_KRD, key_KND, block, scores, num_groups)
+            weights_BRC = _attention_weights(query_BRD, key_BCD, block, scores, num_groups)
         rows = slice(block.start * num_groups, block.end * num_groups)
         seen = slice(block.first_key, block.end_key)
-        d_output = d_output_KRD[:, rows]
-        d_value_KND[:, seen].baddbmm_(weights_KRC.transpose(1, 2), d_output)
-        d_weights_KRC = torch.bmm(d_output, value_KND[:, seen].transpose(1, 2))
-        d_scores_KRC = torch._softmax_backward_data(d_weights_KRC, weights_KRC, -1, weights_KRC.dtype)
+        d_output = d_output_BRD[:, rows]
+        d_value_BCD[:, seen].baddbmm_(weights_BRC.transpose(1, 2), d_output)
+        d_weights_BRC = torch.bmm(d_output, value_BCD[:, seen].transpose(1, 2))
+        d_scores_BRC = torch._softmax_backward_data(d_weights_BRC, weights_BRC, -1, weights_BRC.dtype)
         if scores.softcap is not None:
-            d_scores_KRC *= _slope_of_cap(query_KRD[:, rows], key_KND[:, seen], scores.softcap)
-        d_query.add(torch.bmm(d_scores_KRC, key_KND[:, seen]))
-        d_key_KND[:, seen].baddbmm_(d_scores_KRC.transpose(1, 2), query_KRD[:, rows])
-    return d_key_KND, d_value_KND
+            d_scores_BRC *= _slope_of_cap(query_BRD[:, rows], key_BCD[:, seen], scores.softcap)
+        parts.append(torch.bmm(d_scores_BRC, key_BCD[:, seen]))
+        d_key_BCD[:, seen].baddbmm_(d_scores_BRC.transpose(1, 2), query_BRD[:, rows])
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), d_key_BCD, d_value_BCD
 
 
-def _with_prefix(documents: Sequence[torch.Tensor], place: int, prefix_tokens: int) -> torch.Tensor:
-    """Return what the queries of a document meet: itself, after the first one if that is a prefix."""
-    if not prefix_tokens or place == 0:
-        return documents[place]
-    return torch.cat((documents[0][:, :prefix_tokens], documents[place]), dim=1)
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Queries from `start` to `end` of a document; the keys that they meet, those of a prefix counted in."""
+
+    start: int
+    end: int
+    first_key: int
+    end_key: int
 
 
-def _keeps_weights(length: int, offset: int) -> bool:
-    mean_keys = length if length <= _WHOLE_UP_TO_TOKENS else (length + BLOCK_TOKENS) // 2
-    return offset + mean_keys <= KEYS_KEPT
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Documents that have the same size once they are filled up.
+
+    `tokens` has the token of the pack for each of their M * N places; those of the `fillers` among these
+    places are any: no query of a document meets them, since they come after it.
+    """
+
+    num_tokens: int
+    tokens: torch.Tensor
+    fillers: torch.Tensor
 
 
-def _split(
-    heads_HTD: torch.Tensor, document_lengths: Sequence[int], num_groups: int = 1, factor: float = 1.0
-) -> list[torch.Tensor]:
-    """Return the heads times `factor` of each document, (K, N * G, D) in one piece, filled up with zeros."""
-    num_heads, num_tokens, size = heads_HTD.shape
-    heads_KTGD = heads_HTD.view(-1, num_groups, num_tokens, size).transpose(1, 2)
-    documents, taken = [], 0
-    for length in document_lengths:
-        filled = _filled_up(length)
-        document_KNGD = heads_HTD.new_empty(num_heads // num_groups, filled, num_groups, size)
-        torch.mul(heads_KTGD[:, taken : taken + length], factor, out=document_KNGD[:, :length])
-        document_KNGD[:, length:] = 0
-        documents.append(document_KNGD.view(-1, filled * num_groups, size))
-        taken += length
-    return documents
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The groups of a pack, and for each of its tokens its place in all of them end to end.
 
+    With `prefix_tokens` the first group is the document that the others continue, and nothing else.
+    """
 
-class _Joined:
-    """Heads of a pack (H, T, D) that documents, or blocks of them in order, are written into."""
+    groups: tuple[_Group, ...]
+    places_T: torch.Tensor
+    prefix_tokens: int
 
-    def __init__(
-        self, like_HTD: torch.Tensor, lengths: Sequence[int], num_groups: int = 1, factor: float = 1.0
-    ) -> None:
-        num_heads, num_tokens, size = like_HTD.shape
-        self._heads_TKGD = like_HTD.new_empty(num_tokens, num_heads // num_groups, num_groups, size)
-        self._num_groups, self._factor = num_groups, factor
-        self._lengths = iter(lengths)
-        self._taken, self._left, self._left_filled = 0, 0, 0
+    @staticmethod
+    @lru_cache(maxsize=4)  # every layer asks for its pack's
+    def of(lengths: tuple[int, ...], has_prefix: bool) -> _Layout:
+        """Return the layout of documents of these lengths."""
+        starts = [0, *accumulate(lengths)]
+        alike: dict[tuple[bool, int], list[int]] = {}
+        for document, length in enumerate(lengths):
+            filled = -(-length // _ALIGNMENT) * _ALIGNMENT
+            alike.setdefault((has_prefix and document == 0, filled), []).append(document)
+        groups, places_T, num_places = [], torch.empty(starts[-1], dtype=torch.long), 0
+        for (_, filled), documents in alike.items():
+            tokens = torch.zeros(len(documents), filled, dtype=torch.long)
+            fillers: list[int] = []
+            for row, document in enumerate(documents):
+                length, start = lengths[document], starts[document]
+                tokens[row, :length] = torch.arange(start, start + length)
+                fillers += range(row * filled + length, (row + 1) * filled)
+                first = num_places + row * filled
+                places_T[start : start + length] = torch.arange(first, first + length)
+            groups.append(_Group(filled, tokens.flatten(), torch.tensor(fillers, dtype=torch.long)))
+            num_places += len(documents) * filled
+        return _Layout(tuple(groups), places_T, lengths[0] if has_prefix else 0)
 
-    def add(self, block_KRD: torch.Tensor) -> None:
-        """Write the next block, without what fills its document up."""
-        if not self._left_filled:
-            self._left = next(self._lengths)
-            self._left_filled = _filled_up(self._left)
-        block_NKGD = block_KRD.view(len(block_KRD), -1, self._num_groups, block_KRD.shape[-1]).transpose(0, 1)
-        self._left_filled -= len(block_NKGD)
-        num_real = min(len(block_NKGD), self._left)
-        target = self._heads_TKGD[self._taken : self._taken + num_real]
-        torch.mul(block_NKGD[:num_real], self._factor, out=target)
-        self._taken += num_real
-        self._left -= num_real
+    def spread(
+        self, heads_HTD: torch.Tensor, num_groups: int, *, fills_with_zeros: bool = False
+    ) -> list[torch.Tensor]:
+        """Return the heads (H, T, D) of each group, (B, N * G, D) in one piece."""
+        num_heads, num_tokens, size = heads_HTD.shape
+        num_keys = num_heads // num_groups
+        heads_TKE = heads_HTD.transpose(0, 1).reshape(num_tokens, num_keys, num_groups * size)
+        spread = []
+        for group in self.groups:
+            # Choosing rows in one piece and turning them is three times as fast as choosing across.
+            chosen_PKE = heads_TKE.index_select(0, group.tokens)
+            if fills_with_zeros:
+                chosen_PKE.index_fill_(0, group.fillers, 0)
+            chosen_KPE = chosen_PKE.transpose(0, 1).contiguous()
+            spread.append(chosen_KPE.view(-1, group.num_tokens * num_groups, size))
+        return spread
 
-    @property
-    def heads(self) -> torch.Tensor:
-        """Return what was written (H, T, D)."""
-        return self._heads_TKGD.flatten(1, 2).transpose(0, 1)
+    def gather(self, spread: Sequence[torch.Tensor], num_groups: int) -> torch.Tensor:
+        """Return what `spread` took apart, without what fills documents up; token by token in memory."""
+        size = spread[0].shape[-1]
+        num_keys = len(spread[0]) * self.groups[0].num_tokens // len(self.groups[0].tokens)
+        whole_KPE = torch.cat([one.reshape(num_keys, -1, num_groups * size) for one in spread], dim=1)
+        heads_TKE = whole_KPE.transpose(0, 1).contiguous().index_select(0, self.places_T)
+        return heads_TKE.view(len(heads_TKE), num_keys * num_groups, size).transpose(0, 1)
 
+    def with_prefix(self, spread: Sequence[torch.Tensor], place: int) -> torch.Tensor:
+        """Return the keys or values (B, C, D) that the queries of a group meet: after the prefix, if any."""
+        own_BND = spread[place]
+        if not self.prefix_tokens or place == 0:
+            return own_BND
+        prefix_KPD = spread[0][:, : self.prefix_tokens]
+        return torch.cat((prefix_KPD.repeat_interleave(len(own_BND) // len(prefix_KPD), 0), own_BND), dim=1)
 
-def _filled_up(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
+    def without_prefix(
+        self, gradient_BCD: torch.Tensor, place: int, earlier: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the gradient of a group's own keys or values; that of the prefix is added to `earlier`."""
+        if not self.prefix_tokens or place == 0:
+            return gradient_BCD
+        of_prefix_BPD = gradient_BCD[:, : self.prefix_tokens]
+        num_keys = len(earlier[0])
+        summed_KPD = of_prefix_BPD.reshape(num_keys, -1, *of_prefix_BPD.shape[1:]).sum(1, dtype=torch.float32)
+        earlier[0][:, : self.prefix_tokens] += summed_KPD.to(gradient_BCD.dtype)
+        return gradient_BCD[:, self.prefix_tokens :]
 
+    def keeps_weights(self, place: int) -> bool:
+        """Return whether a group's weights are kept for the backward pass."""
+        length = self.groups[place].num_tokens
+        offset = self.prefix_tokens if place else 0
+        mean_keys = length if length <= _WHOLE_UP_TO_TOKENS else (length + BLOCK_TOKENS) // 2
+        return offset + mean_keys <= KEYS_KEPT
 
-def _blocks_of(length: int, offset: int, sliding_window: int | None) -> Iterator[_Block]:
-    """Yield the blocks of a document's queries, in order; `offset` tokens come before it."""
-    size = length if length <= _WHOLE_UP_TO_TOKENS else BLOCK_TOKENS
-    for start in range(0, length, size):
-        first_key = 0
-        if sliding_window is not None:
-            first_key = max((offset + start - sliding_window + 1) // _ALIGNMENT * _ALIGNMENT, 0)
-        end = min(start + size, length)
-        yield _Block(start, end, first_key, offset + end)
+    def blocks_of(self, place: int, sliding_window: int | None) -> Iterator[_Block]:
+        """Yield the blocks of a group's queries, in order."""
+        length = self.groups[place].num_tokens
+        offset = self.prefix_tokens if place else 0
+        size = length if length <= _WHOLE_UP_TO_TOKENS else BLOCK_TOKENS
+        for start in range(0, length, size):
+            first_key = 0
+            if sliding_window is not None:
+                first_key = max((offset + start - sliding_window + 1) // _ALIGNMENT * _ALIGNMENT, 0)
+            end = min(start + size, length)
+            yield _Block(start, end, first_key, offset + end)
 
 
 def _attention_weights(
-    query_KRD: torch.Tensor, key_KND: torch.Tensor, block: _Block, scores: Scores, num_groups: int
+    query_BRD: torch.Tensor, key_BCD: torch.Tensor, block: _Block, scores: Scores, num_groups: int
 ) -> torch.Tensor:
-    """Return what each query of a block gives to each key (K, R, C)."""
-    key_KDC = key_KND[:, block.first_key : block.end_key].transpose(1, 2)
-    scores_KRC = torch.bmm(query_KRD[:, block.start * num_groups : block.end * num_groups], key_KDC)
+    """Return what each query of a block gives to each key (B, R, C)."""
+    key_BDC = key_BCD[:, block.first_key : block.end_key].transpose(1, 2)
+    scores_BRC = torch.bmm(query_BRD[:, block.start * num_groups : block.end * num_groups], key_BDC)
     if scores.softcap is not None:
-        scores_KRC.div_(scores.softcap).tanh_().mul_(scores.softcap)
+        scores_BRC.div_(scores.softcap).tanh_().mul_(scores.softcap)
     num_tokens = block.end - block.start
-    mask_RC = _future_mask(num_tokens, num_groups, query_KRD.dtype)
+    mask_RC = _future_mask(num_tokens, num_groups, query_BRD.dtype)
     # Keys before the block are seen by all of it; only those of the block itself may be ahead of a query.
-    scores_KRC[:, :, -num_tokens:] += mask_RC
+    scores_BRC[:, :, -num_tokens:] += mask_RC
     if scores.sliding_window is not None and block.end_key - block.first_key > scores.sliding_window:
-        scores_KRC += _past_mask(block, scores.sliding_window, num_groups, query_KRD.dtype)
-    return torch.softmax(scores_KRC, dim=-1, out=scores_KRC)
+        scores_BRC += _past_mask(block, scores.sliding_window, num_groups, query_BRD.dtype)
+    return torch.softmax(scores_BRC, dim=-1, out=scores_BRC)
 
 
-def _slope_of_cap(query_KRD: torch.Tensor, key_KCD: torch.Tensor, softcap: float) -> torch.Tensor:
+def _slope_of_cap(query_BRD: torch.Tensor, key_BCD: torch.Tensor, softcap: float) -> torch.Tensor:
     """Return the derivative of the bounded scores by the unbounded ones, from the scores anew."""
-    scores_KRC = torch.bmm(query_KRD, key_KCD.transpose(1, 2)).div_(softcap).tanh_()
-    return scores_KRC.square_().neg_().add_(1)
+    scores_BRC = torch.bmm(query_BRD, key_BCD.transpose(1, 2)).div_(softcap).tanh_()
+    return scores_BRC.square_().neg_().add_(1)
 
 
 @lru_cache(maxsize=64)

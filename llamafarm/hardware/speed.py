@@ -25,6 +25,14 @@ def measure_matmul_flops(device_kind: str, dtype_name: str) -> float:
     return _measure(device_kind, names if dtype_name in names else (dtype_name,))[dtype_name]
 
 
+def measure_peak_flops(device_kind: str, dtype_name: str) -> float:
+    """Return the speed of the device's matrix products, on all the cores that torch uses of a processor."""
+    import torch
+
+    num_cores = torch.get_num_threads() if device_kind == "cpu" else 1
+    return num_cores * measure_matmul_flops(device_kind, dtype_name)
+
+
 @cache
 def _measure(device_kind: str, dtype_names: tuple[str, ...]) -> dict[str, float]:
     """Return the operations a second in each precision, from the fastest product of each.

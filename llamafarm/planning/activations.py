@@ -13,7 +13,7 @@ _FP32_BYTES, _MASK_BYTES = 4, 1
 _LOSS_BYTES = 3 * _FP32_BYTES
 # Positions whose logits are there at once in training an adapter (`kernels.loss`).
 CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
-# The most keys for which a query keeps its weights, in the mean over a document (`kernels.blocked`).
+# The most keys for which a query keeps its weights, in the mean over a document (`kernels.layout`).
 KEYS_KEPT = 384
 # In evaluation, the logits and their log-softmax.
 _EVALUATION_BYTES = 2 * _FP32_BYTES

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.data.encoding.rows import EncodedRows
-from llamafarm.hardware.speed import measure_matmul_flops
+from llamafarm.hardware.speed import measure_peak_flops
 from llamafarm.planning.duration import (
     EFFICIENCY,
     DiskPlan,
@@ -49,7 +47,7 @@ def look_ahead(preparation: Preparation, strategy: Strategy, probe: ProbeResult 
     if probe is not None:
         seconds, basis = flops / probe.flops_per_second, f"a probe of {probe.num_steps} steps"
     else:
-        speed = _matmul_flops(preparation)
+        speed = measure_peak_flops(preparation.device.kind, preparation.precision.name)
         efficiency = EFFICIENCY[preparation.device.kind]
         seconds = estimate_seconds(flops, speed, efficiency)
         basis = f"{efficiency:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a matrix product"
@@ -66,13 +64,6 @@ def look_ahead(preparation: Preparation, strategy: Strategy, probe: ProbeResult 
 def sum_lengths(rows: EncodedRows) -> RowLengths:
     """Return the summed lengths of rows."""
     return RowLengths.of(rows.lengths_N, rows.num_supervised_N)
-
-
-def _matmul_flops(preparation: Preparation) -> float:
-    """Return the speed of the device's matrix products, on all the cores that torch uses of a processor."""
-    kind = preparation.device.kind
-    num_cores = torch.get_num_threads() if kind == "cpu" else 1
-    return num_cores * measure_matmul_flops(kind, preparation.precision.name)
 
 
 def _num_evaluations(plan: LoopPlan) -> int:

@@ -14,9 +14,11 @@ from llamafarm import terminal
 from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.evaluation.loss import LossResult, measure_loss
 from llamafarm.hardware.device import peak_memory_bytes
+from llamafarm.hardware.speed import measure_peak_flops
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.forward import PackedForward
 from llamafarm.model.weights import Trained, restore_weights, trained_weights
+from llamafarm.planning.duration import RowLengths, training_flops
 from llamafarm.strategy.schema import Method, Monitoring, TrainingArgs
 from llamafarm.training.checkpoint import (
     CheckpointRecord,
@@ -33,7 +35,11 @@ from llamafarm.training.step import Precision, StepResult, run_step
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended. Losses are in nats per supervised token; evaluation is None without its rows."""
+    """How a run ended. Losses are in nats per supervised token; evaluation is None without its rows.
+
+    `train_seconds` are those of all steps, from the batch asked for to the update, without evaluation and
+    saving; `part_of_peak` is what the steps' operations are of the speed of plain matrix products.
+    """
 
     final_model: Path
     num_steps: int
@@ -46,6 +52,8 @@ class RunResult:
     num_tokens: int
     num_supervised_tokens: int
     train_seconds: float
+    flops_per_second: float
+    part_of_peak: float
     peak_memory_bytes: int
 
 
@@ -89,6 +97,7 @@ class Session:
         self._learning_rate = 0.0
         self._seconds_of_steps = 0.0
         self._recorded_seconds = 0.0
+        self._flops = 0.0
         self._num_tokens = 0
         self._num_supervised_tokens = 0
         self._last_record: StepRecord | None = None
@@ -107,20 +116,22 @@ class Session:
     def take_step(self, step: int, row_indices: Sequence[int]) -> StepResult:
         """Take one optimizer step over these rows."""
         started = time.perf_counter()
-        packs = pack_rows(
+        laid_out = pack_rows(
             self._preparation.train_rows,
             row_indices,
             self._pack_tokens,
             shares_prefixes=self._preparation.memory.shares_prefixes,
         )
+        packs = [pack.to(self._device) for pack in laid_out]
         result = run_step(
             partial(self._sum_loss, step),
-            [pack.to(self._device) for pack in packs],
+            packs,
             self._optimizer,
             self._precision,
             max_grad_norm=self._max_grad_norm,
             where=f"step {step}, rows {self._show_rows(row_indices)}",
         )
+        self._flops += sum(self._flops_of(pack) for pack in packs)
         self._learning_rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         seconds = time.perf_counter() - started
@@ -192,6 +203,7 @@ class Session:
         if state.stopped_early:
             terminal.say(f"stopped at step {state.step}: {plan.metric} no longer got better")
         evaluation = self._evaluations.get(chosen_step)
+        peak_flops = measure_peak_flops(self._preparation.device.kind, self._preparation.precision.name)
         assert self._last_record is not None
         return RunResult(
             final_model=self._preparation.output_dir / FINAL_MODEL_FOLDER,
@@ -205,6 +217,8 @@ class Session:
             num_tokens=self._num_tokens,
             num_supervised_tokens=self._num_supervised_tokens,
             train_seconds=self._seconds_of_steps,
+            flops_per_second=self._flops / self._seconds_of_steps,
+            part_of_peak=self._flops / self._seconds_of_steps / peak_flops,
             peak_memory_bytes=peak_memory_bytes(self._preparation.device.kind),
         )
 
@@ -213,6 +227,10 @@ class Session:
             step, pack.row_indices, pack.document_lengths, pack.supervised_positions_S
         )
         return self._packed.sum_loss(pack)
+
+    def _flops_of(self, pack: Pack) -> float:
+        lengths = RowLengths(pack.num_tokens, pack.num_supervised_tokens, pack.sum_of_squares)
+        return training_flops(self._preparation.memory.cut.request, lengths)
 
     def _show_rows(self, row_indices: Sequence[int]) -> str:
         numbers = [str(self._preparation.train_rows.row_numbers_N[index]) for index in row_indices[:8]]

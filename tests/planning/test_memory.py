@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from llamafarm.data.encoding.pack import Pack, build_pack
 from llamafarm.data.encoding.rows import EncodedRow
-from llamafarm.kernels import blocked, loss
+from llamafarm.kernels import layout, loss
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
 from llamafarm.model.forward import packed_forward
@@ -115,7 +115,7 @@ def test_the_inventory_is_what_torch_saves(
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
-    pack = packed((2 * blocked.KEYS_KEPT - blocked.BLOCK_TOKENS,))  # as much of attention as a pack can keep
+    pack = packed((2 * layout.KEYS_KEPT - layout.BLOCK_TOKENS,))  # as much of attention as a pack can keep
     size = PackSize(pack.num_tokens, pack.num_supervised_tokens)
     request = MemoryRequest(
         shape=shape,
@@ -180,7 +180,7 @@ def test_the_parts_add_up_and_have_their_names() -> None:
 
 def test_the_plan_knows_the_sizes_of_the_kernels() -> None:
     assert activations.CHUNK_POSITIONS == loss.CHUNK_POSITIONS
-    assert activations.KEYS_KEPT == blocked.KEYS_KEPT
+    assert activations.KEYS_KEPT == layout.KEYS_KEPT
 
 
 @given(

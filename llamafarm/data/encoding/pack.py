@@ -50,6 +50,13 @@ class Pack:
         return self.num_tokens + num_saved
 
     @property
+    def sum_of_squares(self) -> int:
+        """Return the squared lengths of the documents, summed: twice the pairs that attention scores."""
+        prefix = self.document_lengths[0] if self.has_prefix else 0
+        squares = [(prefix + length) ** 2 - prefix**2 for length in self.document_lengths[self.has_prefix :]]
+        return prefix**2 + sum(squares)
+
+    @property
     def num_tokens(self) -> int:
         """Return the pack's length in tokens."""
         return len(self.token_ids_T)

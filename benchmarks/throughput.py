@@ -36,6 +36,7 @@ _MIB = 2**20
 # Hidden size, feed-forward size, layers, heads, key heads, vocabulary, tied.
 _SHAPES = {
     "tiny": (64, 192, 2, 4, 2, 3072, True),
+    "small": (256, 768, 8, 4, 2, 8192, True),
     "135m": (576, 1536, 30, 9, 3, 49152, True),
     "500m": (1024, 2816, 24, 16, 4, 151936, True),
 }

@@ -6,8 +6,9 @@
 
 Random weights of the shape are made on the spot; rows are questions and answers of `--text` (instruction and
 output), else made-up ones of very different lengths. Each tool trains one epoch in a process of its own, and
-they take turns. Printed are the medians: seconds of the training loop, tokens and supervised tokens a second,
-the largest memory, and, for ours, per cent of the GEMM floor (`gemm_floor.py`) and of the measured peak.
+they take turns; `--peer-python` says by which Python, for one of them as llamafactory=PYTHON. Printed are the
+medians: seconds of the training loop, tokens and supervised tokens a second, the largest memory, and, for
+ours, per cent of the GEMM floor (`gemm_floor.py`) and of the peak, measured before and after.
 
 Held equal: the weights, the rows as token ids with what is trained on, their order where a tool lets it be,
 16 rows a step (for packs: as many packs as 16 rows fill in the mean), LoRA of rank 8 on q, k, v and o without
@@ -170,7 +171,8 @@ def run_tool(tool: str, folder: Path, options: argparse.Namespace) -> dict[str, 
     if tool.startswith("ours"):
         command = [sys.executable, str(here), "--run-ours", str(folder), "--tools", tool]
     else:
-        python = options.peer_python or sys.executable
+        pythons = dict(one.split("=") if "=" in one else ("", one) for one in options.peer_python)
+        python = pythons.get(tool) or pythons.get("") or sys.executable
         command = [python, str(here.with_name("throughput_peers.py")), tool, str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
@@ -180,7 +182,9 @@ def run_tool(tool: str, folder: Path, options: argparse.Namespace) -> dict[str, 
     return found
 
 
-def show(found: dict[str, list[dict[str, Any]]], folder: Path, options: argparse.Namespace) -> None:
+def show(
+    found: dict[str, list[dict[str, Any]]], folder: Path, options: argparse.Namespace, peak_before: float
+) -> None:
     """Print a line for each tool, and what ours is of the floor."""
     import torch
     from transformers import LlamaConfig
@@ -205,16 +209,16 @@ def show(found: dict[str, list[dict[str, Any]]], folder: Path, options: argparse
             f"last loss {runs[0]['losses'][-1]:.4f}  ({runs[0]['told']})"
         )
     if ours:
-        torch.set_num_threads(options.threads)
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
         config = LlamaConfig.from_pretrained(folder / "model")
         packs = [tuple(size) for size in found["ours"][0]["packs"]]
         floor, operations = floor_seconds(config, packs, _RANK, _TARGETS, dtype)
-        peak_flops = measure_peak(dtype)
+        peak_after = measure_peak(dtype)
+        peak_flops = max(peak_before, peak_after)
         terminal.result(
             f"GEMM floor of ours {floor:.1f} s: {floor / ours:.0%} of its time; "
-            f"{operations / ours / 1e9:,.0f} of {peak_flops / 1e9:,.0f} GFLOP/s, "
-            f"{operations / ours / peak_flops:.0%}"
+            f"{operations / ours / 1e9:,.0f} GFLOP/s, {operations / ours / peak_flops:.0%} of the peak, "
+            f"{peak_before / 1e9:,.0f} before and {peak_after / 1e9:,.0f} after"
         )
 
 
@@ -227,7 +231,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tools", default="ours,plain-bf16")
-    parser.add_argument("--peer-python")
+    parser.add_argument("--peer-python", nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
@@ -240,6 +244,10 @@ def main() -> None:
         found = run_ours(options.run_ours, shares_prefixes=options.tools != "ours-unshared")
         sys.stdout.write("\n" + json.dumps(found) + "\n")
         return
+    import torch
+
+    from benchmarks.gemm_floor import measure_peak
+
     tools = options.tools.split(",")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -254,12 +262,14 @@ def main() -> None:
         }
         (folder / "settings.json").write_text(json.dumps(settings))
         make_rows(folder, options)
+        torch.set_num_threads(options.threads)
+        peak_before = measure_peak(torch.bfloat16 if options.precision == "bf16" else torch.float32)
         results: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
         for _ in range(options.rounds):
             for tool in tools:
                 results[tool].append(run_tool(tool, folder, options))
                 terminal.say(f"{tool} {results[tool][-1]['seconds']:.1f} s")
-        show(results, folder, options)
+        show(results, folder, options, peak_before)
 
 
 if __name__ == "__main__":

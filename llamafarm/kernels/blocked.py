@@ -114,7 +114,8 @@ def _group_backward(
     `saved` gives the weights of its blocks where they were kept.
     """
     query_BRD, key_BCD, value_BCD, d_output_BRD = tensors
-    d_key_BCD, d_value_BCD = torch.zeros_like(key_BCD), torch.zeros_like(value_BCD)
+    d_key_BCD: torch.Tensor | None = None
+    d_value_BCD: torch.Tensor | None = None
     parts = []
     for block in layout.blocks_of(place, scores.sliding_window):
         if layout.keeps_weights(place):
@@ -124,14 +125,31 @@ def _group_backward(
         rows = slice(block.start * num_groups, block.end * num_groups)
         seen = slice(block.first_key, block.end_key)
         d_output = d_output_BRD[:, rows]
-        d_value_BCD[:, seen].baddbmm_(weights_BRC.transpose(1, 2), d_output)
+        d_value_BCD = _add_product(d_value_BCD, value_BCD, seen, weights_BRC, d_output)
         d_weights_BRC = torch.bmm(d_output, value_BCD[:, seen].transpose(1, 2))
         d_scores_BRC = torch._softmax_backward_data(d_weights_BRC, weights_BRC, -1, weights_BRC.dtype)
         if scores.softcap is not None:
             d_scores_BRC *= _slope_of_cap(query_BRD[:, rows], key_BCD[:, seen], scores.softcap)
         parts.append(torch.bmm(d_scores_BRC, key_BCD[:, seen]))
-        d_key_BCD[:, seen].baddbmm_(d_scores_BRC.transpose(1, 2), query_BRD[:, rows])
+        d_key_BCD = _add_product(d_key_BCD, key_BCD, seen, d_scores_BRC, query_BRD[:, rows])
+    assert d_key_BCD is not None and d_value_BCD is not None
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), d_key_BCD, d_value_BCD
+
+
+def _add_product(
+    sum_BCD: torch.Tensor | None,
+    like_BCD: torch.Tensor,
+    seen: slice,
+    left_BRC: torch.Tensor,
+    right_BRD: torch.Tensor,
+) -> torch.Tensor:
+    """Return the sum with left.T @ right added to the keys that a block met; None stands for zeros."""
+    if sum_BCD is None and (seen.start, seen.stop) == (0, like_BCD.shape[1]):
+        return torch.bmm(left_BRC.transpose(1, 2), right_BRD)
+    if sum_BCD is None:
+        sum_BCD = torch.zeros_like(like_BCD)
+    sum_BCD[:, seen].baddbmm_(left_BRC.transpose(1, 2), right_BRD)
+    return sum_BCD
 
 
 def _attention_weights(

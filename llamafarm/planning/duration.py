@@ -16,10 +16,10 @@ from llamafarm.planning.request import MemoryRequest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Of the speed of one plain matrix product, how much a whole training step keeps. CPU: a 134.5 M Llama shape,
-# LoRA on attention, bf16, ran 370 tokens/s of 0.5 GFLOP each on two Zen 4 cores whose products make
-# 380 GFLOP/s (a packed step of 879 tokens, 2026-11-23). GPU and MPS: assumptions, nothing was measured.
-EFFICIENCY = {"cpu": 0.5, "cuda": 0.4, "mps": 0.3}
+# Of the speed of plain matrix products, how much a whole training step keeps. CPU: `part_of_peak` of runs on
+# two Zen 5 cores, LoRA on attention: 0.45 at 135 M weights in bf16, 0.6 at 5 M in fp32, 0.3 at 5 M in bf16
+# (2026-11-26). GPU and MPS: assumptions, nothing was measured.
+EFFICIENCY = {"cpu": 0.45, "cuda": 0.4, "mps": 0.3}
 
 # Bits of a weight in a GGUF file: of the block formats by their definition, of the mixed ones (_k_m, _k_s) as
 # llama.cpp's table for an 8 B model has them.

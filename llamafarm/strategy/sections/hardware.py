@@ -66,7 +66,8 @@ class Optimization(Section):
         ),
     ] = None
     """Numbers to compute with, whatever the device: 16-bit ones (fp16, bf16) take half the memory of float32
-    (no) and are faster on GPUs. Wins over `precision`, which decides if this is unset or `auto`."""
+    (no) and are faster on GPUs and some processors. Wins over `precision`, which decides if this is unset or
+    `auto`."""
 
 
 class Hardware(Section):

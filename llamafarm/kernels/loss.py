@@ -14,6 +14,9 @@ from torch.nn import functional
 # Positions whose logits exist at once. Fewer read the head's weights more often from memory, more fall out
 # of the caches between the passes over them.
 CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
+# What the gradient is multiplied with while it is in fp16, whose smallest numbers are as large as most
+# chances in a vocabulary; bf16 reaches as low as fp32.
+_FP16_FACTOR = 1024.0
 # Below this chance a 16-bit softmax is not trusted for the loss of its token.
 _LEAST_CHANCE = 1e-30
 
@@ -83,6 +86,7 @@ class _HeadLoss(torch.autograd.Function):
         if d_hidden_SD is None:
             return loss
         ctx.save_for_backward(d_hidden_SD)
+        ctx.factor = _FP16_FACTOR if hidden_SD.dtype == torch.float16 else 1.0
         if bool((chances_S < _LEAST_CHANCE).any()):  # too small to tell how small: seen in runs that diverge
             return _HeadLoss.forward(_NoGradient(), hidden_SD, head, targets_S)
         return -chances_S.log_().sum()
@@ -90,19 +94,25 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (d_hidden_SD,) = ctx.saved_tensors
-        return d_hidden_SD * gradients[0].to(d_hidden_SD.dtype), None, None
+        return d_hidden_SD * (gradients[0] / ctx.factor).to(d_hidden_SD.dtype), None, None
 
 
 def _to_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor, head: Head) -> torch.Tensor:
     """Turn logits into the gradient to the product with the head, in place; return the targets' chances.
 
-    The softmax is taken in fp32 inside. In 16 bits a chance is as exact as the logits that it comes from.
+    The softmax is taken in fp32 inside. In 16 bits a chance is as exact as the logits that it comes from. The
+    gradient in fp16 is `_FP16_FACTOR` times itself.
     """
     chosen_C1 = targets_C[:, None]
     slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap).square_()
-    chances_CV = torch.softmax(logits_CV, dim=1, out=logits_CV)
-    chances_C1 = chances_CV.gather(1, chosen_C1)
-    chances_CV.scatter_(1, chosen_C1, chances_C1 - 1)
+    if logits_CV.dtype == torch.float16:
+        wide_CV = torch.softmax(logits_CV, dim=1, dtype=torch.float32)
+        chances_C1 = wide_CV.gather(1, chosen_C1)
+        chances_CV = logits_CV.copy_(wide_CV.scatter_(1, chosen_C1, chances_C1 - 1).mul_(_FP16_FACTOR))
+    else:
+        chances_CV = torch.softmax(logits_CV, dim=1, out=logits_CV)
+        chances_C1 = chances_CV.gather(1, chosen_C1)
+        chances_CV.scatter_(1, chosen_C1, chances_C1 - 1)
     if slope_CV is not None:
         chances_CV *= slope_CV
     if head.scale != 1.0:

@@ -59,7 +59,7 @@ class PackedForward:
         """Return the summed loss of the pack's supervised tokens in nats, in fp32."""
         if self.head is None:
             return sum_cross_entropy(supervised_logits(self.model, pack), pack.targets_S)
-        return _sum_head_loss(self.model, self.head, pack)
+        return sum_head_loss(_supervised_hidden(self.model, pack), self.head, pack.targets_S)
 
 
 @contextmanager
@@ -119,7 +119,8 @@ def _is_fused_alike(model: PreTrainedModel, plain_SV: torch.Tensor) -> bool:
     return _is_close(fused_SV, plain_SV, _rounding(plain_SV))
 
 
-def _sum_head_loss(model: PreTrainedModel, head: Head, pack: Pack) -> torch.Tensor:
+def _supervised_hidden(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
+    """Return what the output layer gets (S, D), at the pack's supervised positions."""
     output = model.get_decoder()(
         input_ids=pack.token_ids_T[None],
         position_ids=pack.position_ids_T[None],
@@ -127,8 +128,8 @@ def _sum_head_loss(model: PreTrainedModel, head: Head, pack: Pack) -> torch.Tens
         has_prefix=pack.has_prefix,
         use_cache=False,
     )
-    hidden_SD = output.last_hidden_state[0, pack.supervised_positions_S]
-    return sum_head_loss(hidden_SD, head, pack.targets_S)
+    hidden_SD: torch.Tensor = output.last_hidden_state[0, pack.supervised_positions_S]
+    return hidden_SD
 
 
 def _find_head(model: PreTrainedModel, plain_SV: torch.Tensor) -> Head | None:
@@ -145,15 +146,14 @@ def _find_head(model: PreTrainedModel, plain_SV: torch.Tensor) -> Head | None:
     )
     pack = _probe_pack(model, 0)
     with torch.no_grad():
-        loss = _sum_head_loss(model, head, pack)
-    expected = sum_cross_entropy(plain_SV, pack.targets_S)
-    return head if _is_close(loss, expected, _rounding(plain_SV)) else None
+        logits_SV = torch.empty_like(plain_SV)
+        head.write_logits(_supervised_hidden(model, pack), logits_SV)
+    return head if _is_close(logits_SV, plain_SV, _rounding(plain_SV)) else None
 
 
 def _is_close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
     """Return whether tensors are alike, by the spread of the second."""
-    spread = float(other.float().std()) if other.numel() > 1 else max(float(other.abs()), 1.0)
-    return float((one.float() - other.float()).abs().max()) <= tolerance * spread
+    return float((one.float() - other.float()).abs().max()) <= tolerance * float(other.float().std())
 
 
 def _rounding(logits_SV: torch.Tensor) -> float:

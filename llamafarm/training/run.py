@@ -16,13 +16,13 @@ from llamafarm.errors import OutputError
 from llamafarm.hardware.libraries import installed_versions
 from llamafarm.hardware.process import return_freed_memory
 from llamafarm.model.bundle import Bundle, write_bundle
-from llamafarm.model.forward import packed_forward
+from llamafarm.model.forward import PackedForward, packed_forward
 from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
 from llamafarm.training.preparation.prepare import Preparation, check_what_was_away, prepare
-from llamafarm.training.preparation.rows import trained_part_of
+from llamafarm.training.preparation.rows import Choice, trained_part_of
 from llamafarm.training.record import (
     FINAL_MODEL_FOLDER,
     RUN_FILE,
@@ -50,9 +50,10 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     model, dropout_plan = open_for_training(preparation, strategy)
     precision = precision_of(preparation, model)
     preparation.warnings += check_what_was_away(preparation, strategy)
-    show_preparation(preparation)
 
     with packed_forward(transformer_of(model), fuses=precision.is_native) as packed:
+        preparation.choices.append(_describe_kernels(packed, precision))
+        show_preparation(preparation)
         claim_output_dir(preparation.output_dir, overwrite=overwrite)
         session = Session(
             preparation, strategy.training_args, strategy.monitoring, model, packed, dropout_plan, precision
@@ -99,6 +100,16 @@ def precision_of(preparation: Preparation, model: Trained) -> Precision:
     if is_frozen_in(model, dtype) and not preparation.method.use_dora:
         return Precision(nullcontext, scaler)
     return Precision(partial(torch.autocast, kind, dtype), scaler)
+
+
+def _describe_kernels(packed: PackedForward, precision: Precision) -> Choice:
+    """Return what of the model is computed by hand, and why not more."""
+    if not precision.is_native:
+        return Choice("kernels", "transformers' own", "autocast casts in every layer of this run")
+    if not packed.num_fused:
+        return Choice("kernels", "transformers' own", "no block of this model is one that the kernels know")
+    head = "in chunks" if packed.head is not None else "over all logits"
+    return Choice("kernels", f"{packed.num_fused} modules, the loss {head}", "held equal to the model's own")
 
 
 def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: Trained) -> None:

@@ -64,7 +64,7 @@ def test_the_loss_of_a_frozen_head_is_that_of_its_logits(
     hidden = torch.randn(num_positions, 16, generator=generator)
     weight = torch.randn(num_tokens, 16, generator=generator)
     targets = torch.randint(num_tokens, (num_positions,), generator=generator)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         head = Head(weight.to(dtype), scale, softcap)
         fast_leaf = hidden.to(dtype).requires_grad_()
         plain_leaf = fast_leaf.detach().float().requires_grad_()

@@ -394,3 +394,28 @@ def test_tokenizing_threads_are_as_many_as_the_strategy_says(
     train("unset", training_args__max_steps=1)
     train("set", training_args__max_steps=1, training_args__dataloader_num_workers=3)
     assert asked == [3]
+
+
+FULL = {"method__type": "full_finetune"} | dict.fromkeys(
+    ("method__r", "method__alpha", "method__dropout", "method__target_modules")
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "modules, the loss in chunks"),
+        (FULL, "transformers' own"),
+        ({"hardware__optimization__mixed_precision": "bf16", "method__bias": "all"}, "transformers' own"),
+        ({"hardware__optimization__mixed_precision": "bf16"}, "modules, the loss in chunks"),
+    ],
+    ids=["lora", "full", "autocast", "bf16"],
+)
+def test_a_run_says_what_the_kernels_compute(
+    train: Callable[..., RunResult], tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    result = train(training_args__max_steps=1, **settings)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (kernels,) = [choice for choice in record["choices"] if choice["setting"] == "kernels"]
+    assert words in kernels["value"]
+    assert 0 < result.part_of_peak < 2 and record["result"]["flops_per_second"] == result.flops_per_second

@@ -148,7 +148,7 @@ def run_ours(folder: Path, *, shares_prefixes: bool = True) -> dict[str, Any]:
         if not shares_prefixes:
             kwargs["shares_prefixes"] = False
         packs = pack(*args, **kwargs)
-        sizes.extend(packs.sizes())
+        sizes.extend(size[:2] for size in packs.sizes())
         return packs
 
     session.pack_rows = remember  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Where the documents of a pack lie for `blocked` attention: those of a size together, in blocks of queries.
 
-Documents are filled up to multiples of `_ALIGNMENT` tokens, so that few sizes are left: oneDNN compiles a
+Documents are filled up to multiples of `ALIGNMENT` tokens, so that few sizes are left: oneDNN compiles a
 kernel for every shape of 16-bit products.
 
 Axes: H query heads, K key heads, G query heads for each of them, T tokens of the pack, D head size. Of a
@@ -17,7 +17,7 @@ from itertools import accumulate
 
 import torch
 
-_ALIGNMENT = 32
+ALIGNMENT = 32
 # A document up to here is one block: what its masked half costs, fewer calls and copies spare.
 _WHOLE_UP_TO_TOKENS = 224
 BLOCK_TOKENS = 128
@@ -67,7 +67,7 @@ class Layout:
         starts = [0, *accumulate(lengths)]
         alike: dict[tuple[bool, int], list[int]] = {}
         for document, length in enumerate(lengths):
-            filled = -(-length // _ALIGNMENT) * _ALIGNMENT
+            filled = -(-length // ALIGNMENT) * ALIGNMENT
             alike.setdefault((has_prefix and document == 0, filled), []).append(document)
         groups, places_T, num_places = [], torch.empty(starts[-1], dtype=torch.long), 0
         for (_, filled), documents in alike.items():
@@ -143,6 +143,6 @@ class Layout:
         for start in range(0, length, size):
             first_key = 0
             if sliding_window is not None:
-                first_key = max((offset + start - sliding_window + 1) // _ALIGNMENT * _ALIGNMENT, 0)
+                first_key = max((offset + start - sliding_window + 1) // ALIGNMENT * ALIGNMENT, 0)
             end = min(start + size, length)
             yield Block(start, end, first_key, offset + end)

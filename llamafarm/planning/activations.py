@@ -15,27 +15,32 @@ _LOSS_BYTES = 3 * _FP32_BYTES
 CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
 # The most keys for which a query keeps its weights, in the mean over a document (`kernels.layout`).
 KEYS_KEPT = 384
+# What documents are filled up to multiples of, there.
+ALIGNED_TOKENS = 32
 # In evaluation, the logits and their log-softmax.
 _EVALUATION_BYTES = 2 * _FP32_BYTES
 
 
-def saved_by_block_bytes(request: MemoryRequest, num_tokens: int) -> int:
-    """Return what one block saves for its backward pass on a pack of so many tokens."""
-    shape, width = request.shape, request.compute_bytes
+def saved_by_block_bytes(request: MemoryRequest, pack: PackSize) -> int:
+    """Return what one block saves for its backward pass on a pack."""
+    shape, width, num_tokens = request.shape, request.compute_bytes, pack.num_tokens
     # Each of the two norms keeps what goes into it, in fp32 where the kernels do not know it, and for a
     # gradient of its weight what comes out.
     kept_by_norm = width if request.is_fused else (2 if request.is_full else 1) * _FP32_BYTES
     norms = 2 * shape.hidden_size * kept_by_norm
     queries, keys = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     attention = (queries + 2 * keys) * width
+    weights = 0
     if request.device_kind == "cpu":
-        attention += shape.num_heads * min(num_tokens, KEYS_KEPT) * width
+        # At most the square of each document filled up.
+        pairs = min(pack.num_pairs + ALIGNED_TOKENS * num_tokens, KEYS_KEPT * num_tokens)
+        weights = shape.num_heads * pairs * width
     else:  # the output, and the logarithm of each softmax's sum
         attention += queries * width + shape.num_heads * _FP32_BYTES
     # With a gate: what goes into the activation, what comes out unless the kernels compute it again, and what
     # it is multiplied with.
     feed_forward = (2 + shape.has_gate - request.is_fused) * shape.intermediate_size * width
-    return num_tokens * (norms + attention + feed_forward + _inputs_of_layers_bytes(request))
+    return weights + num_tokens * (norms + attention + feed_forward + _inputs_of_layers_bytes(request))
 
 
 def _inputs_of_layers_bytes(request: MemoryRequest) -> int:
@@ -67,15 +72,15 @@ def saved_bytes(request: MemoryRequest, pack: PackSize) -> int:
         return ends + shape.num_layers * num_tokens * shape.hidden_size * request.residual_bytes
     # Copies of fp32 weights in 16 bits are kept for the gradients of the layers' inputs.
     casts = (shape.num_linear_weights + shape.num_head_weights) * 2 if request.casts_weights else 0
-    return ends + shape.num_layers * saved_by_block_bytes(request, num_tokens) + casts
+    return ends + shape.num_layers * saved_by_block_bytes(request, pack) + casts
 
 
-def block_backward_bytes(request: MemoryRequest, num_tokens: int) -> int:
+def block_backward_bytes(request: MemoryRequest, pack: PackSize) -> int:
     """Return what the backward pass of one block takes beside what was saved."""
     shape = request.shape
     gradients = 2 * shape.intermediate_size * request.compute_bytes + 2 * shape.hidden_size * _FP32_BYTES
-    recomputed = saved_by_block_bytes(request, num_tokens) if request.gradient_checkpointing else 0
-    return num_tokens * gradients + recomputed
+    recomputed = saved_by_block_bytes(request, pack) if request.gradient_checkpointing else 0
+    return pack.num_tokens * gradients + recomputed
 
 
 def loss_bytes(request: MemoryRequest, pack: PackSize) -> int:

@@ -110,7 +110,7 @@ def _moments_of(request: MemoryRequest) -> Iterator[_Moment]:
     most_kept = 0
     for pack in request.training_packs:
         saved = saved_bytes(request, pack)
-        in_block = block_backward_bytes(request, pack.num_tokens)
+        in_block = block_backward_bytes(request, pack)
         # The first pack of a step finds no gradients; they come as its activations go.
         gradients = trained if pack.finds_gradients else 0
         kept = _kept_by_allocator_bytes(request, saved, in_block)

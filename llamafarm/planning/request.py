@@ -19,18 +19,26 @@ _FP32_BYTES, _HALF_BYTES = 4, 2
 class PackSize:
     """How large a pack is: its tokens and those of them that are trained on.
 
-    `finds_gradients` says that another pack of its step came before.
+    `sum_of_squares` is over its documents' lengths; None stands for one document. `finds_gradients` says that
+    another pack of its step came before.
     """
 
     num_tokens: int
     num_supervised_tokens: int
+    sum_of_squares: int | None = None
     finds_gradients: bool = False
+
+    @property
+    def num_pairs(self) -> int:
+        """Return the squared lengths of the documents, summed."""
+        return self.num_tokens**2 if self.sum_of_squares is None else self.sum_of_squares
 
     def covers(self, other: PackSize) -> bool:
         """Return whether this pack takes at least the memory of another, whatever the model."""
         return (
             self.num_tokens >= other.num_tokens
             and self.num_supervised_tokens >= other.num_supervised_tokens
+            and self.num_pairs >= other.num_pairs
             and self.finds_gradients >= other.finds_gradients
         )
 

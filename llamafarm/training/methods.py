@@ -31,7 +31,7 @@ def open_for_training(preparation: Preparation, strategy: Strategy) -> tuple[Tra
     open_with_method = _METHODS[preparation.method.type]
     model, dropout_plan = open_with_method(preparation, strategy)
     if preparation.memory.gradient_checkpointing:
-        _checkpoint_gradients(transformer_of(model))
+        checkpoint_gradients(transformer_of(model))
     return model, dropout_plan
 
 
@@ -138,9 +138,11 @@ def _device(preparation: Preparation) -> torch.device:
     return torch.device(preparation.device.kind)
 
 
-def _checkpoint_gradients(transformer: PreTrainedModel) -> None:
+def checkpoint_gradients(transformer: PreTrainedModel) -> None:
+    """Let each layer compute its activations again in the backward pass, down to the lowest adapter."""
     with warnings.catch_warnings():
         # Newer transformers has another name for it, which 5.17 does not know.
         warnings.simplefilter("ignore", FutureWarning)
         transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    transformer.enable_input_require_grads()
+    # It asks for a gradient of the embeddings, which only reentrant checkpointing needs.
+    transformer.disable_input_require_grads()

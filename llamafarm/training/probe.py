@@ -90,7 +90,8 @@ def _choose_steps(preparation: Preparation) -> list[int]:
 
 
 def _fullness(preparation: Preparation, step: int) -> int:
-    return max(map(sum, _packs_of(preparation, preparation.plan.rows_of_step(step)).sizes()))
+    packs = _packs_of(preparation, preparation.plan.rows_of_step(step))
+    return max(num_tokens + num_supervised for num_tokens, num_supervised, _ in packs.sizes())
 
 
 def _packs_of(preparation: Preparation, indices: Sequence[int]) -> Packs:

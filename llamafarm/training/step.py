@@ -87,7 +87,8 @@ def _accumulate_gradients(
     sum_loss: SumLoss, packs: Sequence[Pack], num_supervised_tokens: int, precision: Precision
 ) -> float:
     """Add the gradient of the step's mean loss, pack by pack; return that loss."""
-    train_loss = 0.0
+    # Summed on the device and asked for once: each question would make it wait.
+    train_loss: torch.Tensor | float = 0.0
     for pack in packs:
         if not pack.num_supervised_tokens:
             continue
@@ -95,5 +96,5 @@ def _accumulate_gradients(
             loss = sum_loss(pack) / num_supervised_tokens
         scaled = loss if precision.scaler is None else precision.scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
-        train_loss += float(loss.detach())
-    return train_loss
+        train_loss = train_loss + loss.detach()
+    return float(train_loss)

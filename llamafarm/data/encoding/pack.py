@@ -102,12 +102,14 @@ class Packs(Sequence[Pack]):
         group = self.groups[place]
         return build_pack([self._rows[index] for index in group], group, self._prefixes[place])
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """Return the tokens and the supervised tokens of each pack."""
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """Return the tokens of each pack, the supervised ones, and its documents' squared lengths, summed."""
         sizes = []
         for group, prefix in zip(self.groups, self._prefixes, strict=True):
             lengths, supervised = _figures_of(self._rows, group)
-            sizes.append((int(lengths.sum()) - prefix * (len(group) - 1), int(supervised.sum())))
+            squares, others = int((lengths.astype(np.int64) ** 2).sum()), len(group) - 1
+            num_tokens = int(lengths.sum()) - prefix * others
+            sizes.append((num_tokens, int(supervised.sum()), squares - prefix**2 * others))
         return sizes
 
 

@@ -55,7 +55,8 @@ def test_a_pack_has_a_shared_prefix_once() -> None:
     assert pack.row_indices == (1, 0)
     assert pack.position_ids_T.tolist() == [*range(64), *range(64, 101), *range(64, 100)]
     assert pack.num_row_tokens == 201 and pack.num_tokens == 137
-    assert packs.sizes() == [(137, pack.num_supervised_tokens)]
+    assert packs.sizes() == [(137, pack.num_supervised_tokens, pack.sum_of_squares)]
+    assert pack.sum_of_squares == 64**2 + (101**2 - 64**2) + (100**2 - 64**2)
     assert not pack_rows(rows, range(2), 1000)[0].has_prefix
 
 
@@ -77,7 +78,7 @@ def test_every_row_comes_once_with_all_that_is_trained_on(
     packs = pack_rows(rows, range(len(rows)), max_pack_tokens, shares_prefixes=True)
     assert sorted(index for pack in packs for index in pack.row_indices) == list(range(len(rows)))
     for pack, size in zip(packs, packs.sizes(), strict=True):
-        assert size == (pack.num_tokens, pack.num_supervised_tokens)
+        assert size == (pack.num_tokens, pack.num_supervised_tokens, pack.sum_of_squares)
         assert pack.num_tokens <= max_pack_tokens or len(pack.row_indices) == 1
         for position, target in zip(pack.supervised_positions_S, pack.targets_S, strict=True):
             assert pack.token_ids_T[position + 1] == target

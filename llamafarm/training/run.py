@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from llamafarm import terminal
+from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.errors import OutputError
 from llamafarm.hardware.libraries import installed_versions
 from llamafarm.hardware.process import return_freed_memory
@@ -32,6 +33,9 @@ from llamafarm.training.record import (
 )
 from llamafarm.training.session import RunResult, Session
 from llamafarm.training.step import Precision
+
+# A part of a step's tokens that is worth a line.
+_WORTH_SAYING = 0.02
 
 
 def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResult:
@@ -80,10 +84,26 @@ def show_preparation(preparation: Preparation) -> None:
     terminal.say(
         f"{'tokens':<16}{num_tokens:,} an epoch, {num_supervised / num_tokens:.0%} of them trained on"
     )
+    shared = _describe_shared_prefix(preparation)
+    if shared:
+        terminal.say(f"{'shared prefix':<16}{shared}")
     terminal.say(
         f"{'steps':<16}{plan.num_steps} of {plan.rows_per_step} rows, {plan.steps_per_epoch} an epoch"
     )
     terminal.say(f"{'output':<16}{preparation.output_dir}")
+
+
+def _describe_shared_prefix(preparation: Preparation) -> str | None:
+    """Return what the rows of the first step begin with together, and whether it is computed once."""
+    indices = preparation.plan.rows_of_step(1)
+    packs = pack_rows(preparation.train_rows, indices, preparation.memory.pack_tokens, shares_prefixes=True)
+    num_tokens = int(preparation.train_rows.lengths_N[indices].sum())
+    spared = 1 - sum(size[0] for size in packs.sizes()) / num_tokens
+    if spared < _WORTH_SAYING:
+        return None
+    if preparation.memory.shares_prefixes:
+        return f"{spared:.0%} of the tokens of step 1 are not computed again: rows begin alike"
+    return f"computed for each row; with method.dropout: 0 it would spare {spared:.0%} of the tokens"
 
 
 def precision_of(preparation: Preparation, model: Trained) -> Precision:

@@ -63,11 +63,18 @@ class RowMask:
         Raises `ModelError` for a layer that sees neither all tokens nor the supervised ones, as experts do.
         """
         num_tokens, width = hidden_TD.shape[-2:]
-        masks = [
-            self._draw_row(row_index, length * width, hidden_TD.device)
-            for row_index, length in zip(self.row_indices, self.document_lengths, strict=True)
-        ]
-        mask_TD = torch.cat(masks).view(-1, width)
+        num_elements = [length * width for length in self.document_lengths]
+        # One draw of 64 bits decides four elements: a draw for each cost 30 % of a step. One comparison for
+        # the pack: each is a meeting of threads, which takes milliseconds where others want the cores.
+        num_draws = [-(-count // 4) for count in num_elements]
+        draws = torch.empty(sum(num_draws), dtype=torch.int64, device=hidden_TD.device)
+        for row_index, of_row in zip(self.row_indices, torch.split(draws, num_draws), strict=True):
+            of_row.random_(-(2**63), None, generator=self._generator(row_index, draws.device))
+        is_kept = draws.view(torch.int16) < self.num_kept_of_65536 - 32768
+        if width % 4:
+            rows = torch.split(is_kept, [4 * count for count in num_draws])
+            is_kept = torch.cat([row[:count] for row, count in zip(rows, num_elements, strict=True)])
+        mask_TD = is_kept.view(-1, width)
         if num_tokens != len(mask_TD) and self.supervised_positions_S is not None:
             mask_TD = mask_TD[self.supervised_positions_S]  # the output layer sees no others
         if num_tokens != len(mask_TD):
@@ -77,12 +84,6 @@ class RowMask:
                 remedy="Write dropout: 0, or leave this layer out of target_modules.",
             )
         return mask_TD.view(hidden_TD.shape)
-
-    def _draw_row(self, row_index: int, num_elements: int, device: torch.device) -> torch.Tensor:
-        # One draw of 64 bits decides four elements: a draw for each cost 30 % of a step.
-        draws = torch.empty((num_elements + 3) // 4, dtype=torch.int64, device=device)
-        draws.random_(-(2**63), None, generator=self._generator(row_index, device))
-        return draws.view(torch.int16)[:num_elements] < self.num_kept_of_65536 - 32768
 
     def _generator(self, row_index: int, device: torch.device) -> torch.Generator:
         # repr keeps the parts apart; a hash spreads them over the seeds of the generator.

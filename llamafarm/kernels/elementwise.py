@@ -1,7 +1,7 @@
 """What a block computes element by element: norms, rotary positions, the gate; forward and gradient by hand.
 
-Each does in a few passes what autograd takes many for, rounds once, and keeps only its inputs. Frozen
-weights get no gradient: a caller with a trained norm keeps to the plain twin in `reference`.
+Each does in a few passes what autograd takes many for, and keeps little more than its inputs. Weights are
+frozen and get no gradient. The plain twins are in `reference`.
 
 Axes: T tokens, D the size of what is normed or of a head, N heads, I the feed-forward width.
 """

@@ -127,7 +127,7 @@ def _describe_kernels(packed: PackedForward, precision: Precision) -> Choice:
     if not precision.is_native:
         return Choice("kernels", "transformers' own", "autocast casts in every layer of this run")
     if not packed.num_fused:
-        return Choice("kernels", "transformers' own", "no block of this model is one that the kernels know")
+        return Choice("kernels", "transformers' own", "it has no frozen block that the kernels know")
     head = "in chunks" if packed.head is not None else "over all logits"
     return Choice("kernels", f"{packed.num_fused} modules, the loss {head}", "held equal to the model's own")
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
@@ -102,6 +104,17 @@ def make_model(class_name: str, options: dict[str, Any]) -> PreTrainedModel:
     return made
 
 
+def adapt(model: PreTrainedModel) -> tuple[PeftModel, list[torch.nn.Parameter]]:
+    """Put an adapter that does something on every linear layer; return it, and what is trained of it."""
+    adapted, _ = attach_adapter(model, AdapterSettings(4, 8, 0.0, "all-linear"), base_name="base", seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.1)
+    return adapted, [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+
+
 def test_a_pack_gives_the_logits_of_its_documents(model: PreTrainedModel) -> None:
     rows = make_rows([9, 1, 14, 2, 6], vocabulary=64)
     (pack,) = pack_rows(rows, range(5), 100)
@@ -154,13 +167,7 @@ def test_packs_of_every_size_give_the_gradients_of_the_documents(
 
 @pytest.mark.parametrize("fuses", [False, True])
 def test_a_prefix_that_rows_share_gives_their_loss_and_gradients(model: PreTrainedModel, fuses: bool) -> None:
-    adapted, _ = attach_adapter(model, AdapterSettings(4, 8, 0.0, "all-linear"), base_name="base", seed=0)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0.0, 0.1)
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    _, trained = adapt(model)
     draw = np.random.default_rng(3)
     prefix = draw.integers(3, 64, 40)
     rows = [
@@ -187,13 +194,7 @@ def test_kernels_compute_each_family_as_transformers_does_forward_and_gradient(
     model: PreTrainedModel, dtype: torch.dtype
 ) -> None:
     model.to(dtype)
-    adapted, _ = attach_adapter(model, AdapterSettings(4, 8, 0.0, "all-linear"), base_name="base", seed=0)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0.0, 0.1)
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    adapted, trained = adapt(model)
     rows = make_rows([40, 1, 14, 2, 33], vocabulary=64)
     (pack,) = pack_rows(rows, range(5), 100)
     with packed_forward(model) as packed:
@@ -218,6 +219,25 @@ def test_kernels_compute_each_family_as_transformers_does_forward_and_gradient(
         assert loss.item() == pytest.approx(expected.item(), rel=0.02)
         one, other = (torch.cat([part.flatten() for part in parts]) for parts in (found, wanted))
         assert functional.cosine_similarity(one, other, dim=0) > 0.999
+
+
+def test_a_block_that_only_looks_like_a_known_one_keeps_its_own_forward() -> None:
+    class Doubled(LlamaMLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = make_model("LlamaConfig", {})
+    for layer in model.get_decoder().layers:
+        layer.mlp.__class__ = Doubled
+    model.requires_grad_(False)
+    rows = make_rows([9, 6], vocabulary=64)
+    (pack,) = pack_rows(rows, range(2), 100)
+    expected = functional.cross_entropy(
+        logits_by_document(model, rows, pack), pack.targets_S, reduction="sum"
+    )
+    with packed_forward(model) as packed:
+        assert packed.num_fused == 0 and packed.head is not None
+        torch.testing.assert_close(packed.sum_loss(pack), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_is_restored_after_an_error(fresh_model: Callable[[], PreTrainedModel]) -> None:

@@ -4,4 +4,11 @@ The floors of the house, and which of them may import which, are drawn in `docs/
 enforced by the layers contract in `pyproject.toml`.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# How often a thread of torch looks whether the others have come before it sleeps; GNU's OpenMP reads this when
+# torch is loaded, hence here. By default it looks for milliseconds: beside another busy program it then wears
+# out its own time while the one it waits for is not let on (docs/performance.md has the measurement).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")

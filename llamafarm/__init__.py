@@ -8,7 +8,7 @@ import os
 
 __version__ = "0.1.0"
 
-# How often a thread of torch looks whether the others have come before it sleeps; GNU's OpenMP reads this when
+# How often a thread of torch looks whether the others have come before it sleeps; GNU's OpenMP reads this as
 # torch is loaded, hence here. By default it looks for milliseconds: beside another busy program it then wears
 # out its own time while the one it waits for is not let on (docs/performance.md has the measurement).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

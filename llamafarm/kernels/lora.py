@@ -28,11 +28,22 @@ class Mask(Protocol):
         """Return a bool tensor of the input's shape."""
 
 
+class HeldWeight(Protocol):
+    """A frozen weight (O, I) in another form, such as 4 bits: made dense for each product, then let go."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the numbers that it comes in."""
+
+    def dense(self) -> torch.Tensor:
+        """Return it as a tensor (O, I)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Projection:
     """A frozen linear layer, and the adapter on it if it has one; `mask` is the adapter's dropout."""
 
-    weight_OI: torch.Tensor
+    weight_OI: torch.Tensor | HeldWeight
     bias_O: torch.Tensor | None = None
     down_rI: torch.Tensor | None = None
     up_Or: torch.Tensor | None = None
@@ -48,6 +59,10 @@ class Projection:
     def rank(self) -> int:
         """Return the adapter's rank; 0 without one."""
         return 0 if self.down_rI is None else len(self.down_rI)
+
+    def dense_weight(self) -> torch.Tensor:
+        """Return the frozen weight (O, I)."""
+        return self.weight_OI if isinstance(self.weight_OI, torch.Tensor) else self.weight_OI.dense()
 
 
 def project(hidden_TI: torch.Tensor, projections: Sequence[Projection]) -> tuple[torch.Tensor, ...]:
@@ -73,7 +88,7 @@ class _Project(torch.autograd.Function):
         shared_TR = _through_shared(hidden_TI, projections, downs)
         taken, place = 0, 0
         for one in projections:
-            output_TO = functional.linear(hidden_TI, one.weight_OI, one.bias_O)
+            output_TO = functional.linear(hidden_TI, one.dense_weight(), one.bias_O)
             if one.rank:
                 if one.mask is not None:
                     dropped_TI = hidden_TI * one.mask.draw(hidden_TI)
@@ -102,7 +117,7 @@ class _Project(torch.autograd.Function):
         place = 0
         for one, gradient_TO in zip(ctx.projections, gradients, strict=True):
             if needs_input:
-                d_hidden_TI = _add_product(d_hidden_TI, gradient_TO, one.weight_OI)
+                d_hidden_TI = _add_product(d_hidden_TI, gradient_TO, one.dense_weight())
             if not one.rank:
                 continue
             down_rI, up_Or = factors[2 * place], factors[2 * place + 1]

@@ -99,7 +99,7 @@ def project(hidden_TI: torch.Tensor, projections: Sequence[Projection]) -> tuple
     """Do what `lora.project` does: each layer by itself, and its adapter in the adapter's own numbers."""
     outputs = []
     for one in projections:
-        output_TO = functional.linear(hidden_TI, one.weight_OI, one.bias_O)
+        output_TO = functional.linear(hidden_TI, one.dense_weight(), one.bias_O)
         if one.down_rI is not None and one.up_Or is not None:
             dropped_TI = hidden_TI if one.mask is None else hidden_TI * one.mask.draw(hidden_TI)
             adapted_TO = dropped_TI.to(one.down_rI.dtype) @ one.down_rI.t() @ one.up_Or.t() * one.factor

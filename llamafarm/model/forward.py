@@ -138,6 +138,8 @@ def _find_head(model: PreTrainedModel, plain_SV: torch.Tensor) -> Head | None:
     projection = projection_of(layer) if layer is not None else None
     if projection is None or projection.rank or projection.bias_O is not None:
         return None
+    if not isinstance(projection.weight_OI, torch.Tensor):
+        return None  # the head's chunks would make it dense one after another
     config = model.config
     head = Head(
         projection.weight_OI.detach(),

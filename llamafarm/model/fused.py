@@ -1,8 +1,8 @@
 """Let the kernels compute what they know of a transformers model: attention, feed-forward, norms, adapters.
 
 A block is recognised by what it is made of, not by its architecture's name, and its module's `forward` is
-replaced meanwhile. Whatever is not recognised (a trained norm, a quantized or DoRA layer, a bias that is
-trained) keeps its own. That the result is the same is checked by `forward`, which has the probe.
+replaced meanwhile. Whatever is not recognised (a trained norm, a DoRA layer, a bias that is trained) keeps
+its own. That the result is the same is checked by `forward`, which has the probe.
 
 Axes: T tokens, D hidden size, H query heads, K key heads, E size of a head.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,6 +25,7 @@ from llamafarm.kernels.dropout import RowDropout
 from llamafarm.kernels.elementwise import ACTIVATIONS, gate, normalize, rotate
 from llamafarm.kernels.lora import Projection, project
 from llamafarm.kernels.reference import Scores
+from llamafarm.model.quantized import Weight4Bit, is_in_4_bits
 
 Forward = Callable[..., Any]
 
@@ -60,10 +62,12 @@ def _fuse(module: nn.Module, attentions: Mapping[nn.Module, Scores]) -> Forward 
 
 def projection_of(module: Any) -> Projection | None:
     """Return a linear layer, with its adapter as it is now, as the kernels take it; None if they do not."""
-    if type(module) is nn.Linear:
-        is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
-        return Projection(module.weight, module.bias) if is_frozen else None
-    if type(module) is not LoraLinear or module.merged or module.lora_variant:
+    if type(module) is nn.Linear or is_in_4_bits(module):
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            return None
+        weight = module.weight if type(module) is nn.Linear else Weight4Bit.of(module)
+        return Projection(weight, module.bias)
+    if not _is_adapted(module) or module.merged or module.lora_variant:
         return None
     base = projection_of(module.base_layer)
     if base is None or len(module.active_adapters) != 1 or module.fan_in_fan_out:
@@ -86,6 +90,13 @@ def projection_of(module: Any) -> Projection | None:
     )
 
 
+def _is_adapted(module: nn.Module) -> bool:
+    """Return whether a module is peft's linear layer with an adapter, on a weight in 4 bits or in full."""
+    if not isinstance(module, LoraLayer):
+        return False
+    return type(module) is LoraLinear or is_in_4_bits(module.get_base_layer())
+
+
 def _project(hidden_1TD: torch.Tensor, layers: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
     """Return what each layer makes of `hidden_1TD`, with axes (T, O)."""
     projections = []
@@ -97,7 +108,7 @@ def _project(hidden_1TD: torch.Tensor, layers: Sequence[nn.Module]) -> tuple[tor
 
 
 def _fuse_adapter(module: nn.Module) -> Forward | None:
-    if not isinstance(module, LoraLinear) or projection_of(module) is None:
+    if not _is_adapted(module) or projection_of(module) is None:
         return None
 
     def forward(hidden_1TD: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from llamafarm.errors import MachineError
@@ -69,6 +71,39 @@ def load_quantized_model(
     model = load_model(base, dtype=dtype, device=device, quantization_config=config)
     _keep_one_layout(model)
     return model
+
+
+def is_in_4_bits(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer of bitsandbytes in 4 bits."""
+    # peft's layer around one has the same name and shows its weight, but is no linear layer of torch.
+    return isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+
+
+@dataclass(frozen=True, slots=True)
+class Weight4Bit:
+    """A weight in 4 bits as the kernels take it: made dense for each product, and let go."""
+
+    packed: torch.Tensor
+    state: Any
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(layer: Any) -> Weight4Bit:
+        """Return the weight of a layer that `is_in_4_bits`."""
+        return Weight4Bit(layer.weight.data, layer.weight.quant_state, numbers_of(layer))
+
+    def dense(self) -> torch.Tensor:
+        """Return the weight (O, I), in `dtype`."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight_OI: torch.Tensor = dequantize_4bit(self.packed, self.state)
+        return weight_OI.to(self.dtype)
+
+
+def numbers_of(layer: Any) -> torch.dtype:
+    """Return what a layer that `is_in_4_bits` is multiplied in."""
+    dtype: torch.dtype = layer.compute_dtype or layer.weight.quant_state.dtype
+    return dtype
 
 
 def _keep_one_layout(model: PreTrainedModel) -> None:

@@ -22,6 +22,7 @@ from llamafarm.model.adapter import (
     write_adapter,
 )
 from llamafarm.model.full import full_tensors, read_full, restore_full, write_full
+from llamafarm.model.quantized import is_in_4_bits, numbers_of
 
 Trained: TypeAlias = PeftModel | PreTrainedModel
 Tensors = Mapping[str, torch.Tensor]
@@ -49,9 +50,15 @@ def form_of(model: Trained) -> str:
 
 
 def is_frozen_in(model: Trained, dtype: torch.dtype) -> bool:
-    """Return whether an adapter is all that is trained, and everything under it is in `dtype`."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    return form_of(model) == ADAPTER and all(parameter.dtype == dtype for parameter in frozen)
+    """Return whether an adapter is all that is trained, and everything under it is computed in `dtype`."""
+    in_4_bits = [module for module in model.modules() if is_in_4_bits(module)]
+    held = {id(layer.weight) for layer in in_4_bits}
+    frozen = [one for one in model.parameters() if not one.requires_grad and id(one) not in held]
+    return (
+        form_of(model) == ADAPTER
+        and all(parameter.dtype == dtype for parameter in frozen)
+        and all(numbers_of(layer) == dtype for layer in in_4_bits)
+    )
 
 
 def transformer_of(model: Trained) -> PreTrainedModel:

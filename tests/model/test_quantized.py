@@ -21,6 +21,7 @@ from llamafarm.model.quantized import (
     load_quantized_model,
     may_quantize,
 )
+from llamafarm.model.weights import is_frozen_in
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -124,3 +125,48 @@ def test_a_pack_is_what_its_rows_are_alone(base: Base, pack: Pack, variant: dict
             (1,),
         )
         torch.testing.assert_close(supervised_logits(adapted, second), together[2:], atol=1e-4, rtol=1e-4)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("options", [{}, {"quant_type": "fp4", "use_double_quant": False}], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_kernels_compute_layers_in_4_bits_as_bitsandbytes_does(
+    base: Base, pack: Pack, options: dict[str, Any], dropout: float
+) -> None:
+    def loss_and_gradients(*, fuses: bool) -> list[torch.Tensor]:
+        model = load(base, **options)
+        adapted, plan = attach(model, dropout=dropout)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(torch.linspace(-0.3, 0.3, parameter.numel()).view_as(parameter))
+        with packed_forward(model, fuses=fuses) as packed:
+            assert (packed.num_fused > 0) == fuses
+            if fuses:
+                assert "forward" in vars(adapted.base_model.model.model.layers[0].mlp)
+            plan.enter_pack(1, pack.row_indices, pack.document_lengths)
+            adapted.train()
+            loss = packed.sum_loss(pack)
+            loss.backward()
+        return [loss.detach(), *(p.grad for p in adapted.parameters() if p.requires_grad)]
+
+    for ours, theirs in zip(loss_and_gradients(fuses=True), loss_and_gradients(fuses=False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_in_4_bits_needs_no_autocast_where_it_is_multiplied_in_the_run_s_numbers(
+    base: Base, dtype: torch.dtype
+) -> None:
+    adapted, _ = attach(load(base, dtype))
+    assert is_frozen_in(adapted, dtype)
+    assert not is_frozen_in(adapted, torch.float16)
+    mixed = load_quantized_model(
+        base,
+        Quantization(),
+        dtype=dtype,
+        compute_dtype=torch.float16,
+        device=torch.device("cpu"),
+    )
+    assert not is_frozen_in(attach(mixed)[0], dtype)

@@ -18,6 +18,7 @@ import typer
 
 from llamafarm import terminal
 from llamafarm.commands.complete import complete
+from llamafarm.commands.convert import convert
 from llamafarm.commands.data.clean import clean
 from llamafarm.commands.data.inspect import inspect
 from llamafarm.commands.data.preview import preview
@@ -79,7 +80,7 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Work on data files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (setup, plan, train, complete, evaluate, recommend, doctor):
+for verb in (setup, plan, train, complete, evaluate, convert, recommend, doctor):
     app.command()(_guard(verb))
 for data_verb in (inspect, preview, clean, split):
     data_app.command()(_guard(data_verb))

@@ -174,6 +174,9 @@ class LlamaServer:
 
     def next_token_logprobs(self, token_ids: Sequence[int], num_tokens: int) -> dict[int, float]:
         """Return the logarithms of the chances of the `num_tokens` likeliest next tokens, in nats."""
+        # The server shows no chances with half of a character. They are those of the logits, whatever is
+        # chosen: so a token of a whole one is.
+        (*_, whole) = self.tokenize("a")
         found = self._post(
             "/completion",
             {
@@ -182,10 +185,10 @@ class LlamaServer:
                 "n_probs": num_tokens,
                 "temperature": 0.0,
                 "samplers": [],
+                "logit_bias": [[whole, 1000.0]],
                 "cache_prompt": True,
             },
         )
-        print(str(found)[:300]) if "completion_probabilities" not in found else None
         return {one["id"]: one["logprob"] for one in found["completion_probabilities"][0]["top_logprobs"]}
 
     def continue_greedily(self, token_ids: Sequence[int], most_tokens: int) -> tuple[list[int], bool]:

@@ -1,0 +1,246 @@
+"""The story of an export, top to bottom: open, plan, check, write beside, verify, rename, hand to Ollama.
+
+Nothing that is there already is touched before what replaces it is whole. `gguf`, `merge`, `modelfile` and
+`adapter_gguf` are the steps.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llamafarm import terminal
+from llamafarm.deploy.gguf.families import family_of, trained_context
+from llamafarm.deploy.gguf.types import MIXTURES
+from llamafarm.deploy.gguf.vocabulary import read_vocabulary
+from llamafarm.deploy.gguf.write import Card, PlannedTensor, plan_tensors, write_gguf
+from llamafarm.deploy.modelfile import Modelfile, default_system, go_template
+from llamafarm.deploy.source import Source, open_source
+from llamafarm.deploy.stored import write_safetensors
+from llamafarm.errors import InputError, MachineError, OutputError
+from llamafarm.inference.ollama import check_name
+
+OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF = "ollama", "gguf", "pytorch", "safetensors", "adapter-gguf"
+FORMATS = (OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF)
+# Metadata and tokenizer beside the weights, and what a disk should keep free.
+_SPARE_BYTES = 64 * 2**20
+# Ollama's memory grows with the context: without a trained length this much is taken of a longer one.
+_MOST_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWishes:
+    """What the user asks of an export; `parameters` are Ollama's."""
+
+    format: str
+    quantization: str = "q8_0"
+    model_name: str | None = None
+    system_prompt: str | None = None
+    parameters: Mapping[str, float | int | Sequence[str]] = field(default_factory=dict)
+    overwrites: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote: its folder or file, and of a GGUF file what Ollama is told of it."""
+
+    path: Path
+    format: str
+    num_bytes: int
+    notes: tuple[str, ...] = ()
+    gguf: Path | None = None
+    modelfile: Modelfile | None = None
+    name: str | None = None
+
+
+def export(folder: Path, output: Path, wishes: ExportWishes) -> Exported:
+    """Export the model in `folder` to `output`, and return what was written.
+
+    Raises `InputError` for wishes that do not go together, `ModelError` for a model that cannot be read or
+    that the format has no place for, `OutputError` where something else stands, and `MachineError` if the
+    disk is too small.
+    """
+    _check_wishes(wishes)
+    with open_source(folder) as source:
+        if wishes.format in (PYTORCH, SAFETENSORS):
+            return _export_folder(source, output, wishes)
+        return _export_gguf(source, output, wishes)
+
+
+def _check_wishes(wishes: ExportWishes) -> None:
+    if wishes.format not in FORMATS:
+        raise InputError(
+            f"there is no format {wishes.format!r}",
+            where="--format",
+            remedy=f"Choose one of: {', '.join(FORMATS)}.",
+        )
+    if wishes.quantization not in MIXTURES:
+        raise InputError(
+            f"there is no quantization {wishes.quantization!r}",
+            where="--quantization",
+            remedy=f"Choose one of: {', '.join(MIXTURES)}.",
+        )
+    if wishes.model_name is not None:
+        check_name(wishes.model_name)
+
+
+def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Exported:
+    """Write the merged model as transformers reads it, in safetensors."""
+    notes = ["written in safetensors: pickled weights are never written"] if wishes.format == PYTORCH else []
+    if output.exists() and not wishes.overwrites and (not output.is_dir() or any(output.iterdir())):
+        raise _taken(output)
+    _check_space(output, source.num_bytes)
+    unfinished = _beside(output)
+    try:
+        unfinished.mkdir(parents=True)
+        write_safetensors(unfinished, source.weights)
+        config = source.config
+        config.dtype = next(iter(source.weights.entries.values())).dtype
+        config.save_pretrained(unfinished)
+        source.tokenizer.chat_template = source.template.source
+        source.tokenizer.save_pretrained(str(unfinished))
+        generation = source.base.source and Path(source.base.source, "generation_config.json")
+        if generation and generation.is_file():
+            shutil.copyfile(generation, unfinished / generation.name)
+        num_bytes = sum(path.stat().st_size for path in unfinished.iterdir())
+        _replace(unfinished, output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Exported(output, wishes.format, num_bytes, tuple(notes))
+
+
+def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported:
+    """Write a GGUF file, and beside it the Modelfile that makes a model in Ollama of it."""
+    name = wishes.model_name or _name_of(source)
+    is_file = output.suffix.lower() == ".gguf"
+    path = output if is_file else output / f"{_file_name(name)}-{wishes.quantization}.gguf"
+    modelfile_path = path.with_name("Modelfile" if not is_file else f"{path.stem}.Modelfile")
+    if not wishes.overwrites and (path.exists() or modelfile_path.exists()):
+        raise _taken(path if path.exists() else modelfile_path)
+    mixture = MIXTURES[wishes.quantization]
+    tensors = plan_tensors(source.weights, source.config, mixture)
+    modelfile = describe_for_ollama(source, path.name, wishes)
+    text = modelfile.text()
+    notes = [
+        *_notes_on(tensors),
+        *filter(None, [trained_context(source.config, family_of(source.config))[1]]),
+    ]
+    _check_space(path, sum(tensor.num_bytes for tensor in tensors))
+    vocabulary = read_vocabulary(
+        source.tokenizer,
+        num_embeddings=source.num_embeddings,
+        end_of_turn=source.template.end_of_turn,
+        begins_with_bos=source.begins_with_bos,
+    )
+    card = Card(name, source.template.source, base_model=source.base.name)
+    unfinished = _beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with terminal.progress("writing", len(tensors)) as shown:
+            write_gguf(
+                unfinished,
+                tensors,
+                source.config,
+                mixture,
+                vocabulary,
+                card,
+                on_tensor=lambda tensor: shown.advance(tensor.name),
+            )
+        num_bytes = unfinished.stat().st_size
+        os.replace(unfinished, path)
+        modelfile_path.write_text(text, encoding="utf-8")
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Exported(path, wishes.format, num_bytes, tuple(notes), path, modelfile, name)
+
+
+def describe_for_ollama(source: Source, gguf: str, wishes: ExportWishes) -> Modelfile:
+    """Return what Ollama is told of a model: its template, its system prompt and its parameters."""
+    bundle = source.bundle
+    generation = dict(bundle.generation) if bundle is not None else {}
+    most = trained_context(source.config, family_of(source.config))[0]
+    trained = bundle.max_length if bundle is not None else _MOST_CONTEXT
+    stops = [source.template.end_of_turn, *(bundle.stop_sequences if bundle is not None else ())]
+    parameters: dict[str, Any] = {
+        "temperature": generation.get("temperature"),
+        "top_p": generation.get("top_p"),
+        "top_k": generation.get("top_k"),
+        "repeat_penalty": generation.get("repetition_penalty"),
+        "num_predict": generation.get("max_new_tokens"),
+        "num_ctx": min(most, max(trained, _MOST_CONTEXT)),
+        "stop": stops,
+    }
+    parameters.update({key: value for key, value in wishes.parameters.items() if value is not None})
+    if isinstance(parameters["stop"], list | tuple):
+        # Where an answer ends is no matter of taste: the strategy's own stops come on top.
+        parameters["stop"] = list(dict.fromkeys([source.template.end_of_turn, *parameters["stop"]]))
+    return Modelfile(
+        gguf,
+        {key: value for key, value in parameters.items() if value is not None},
+        go_template(source.template, source.tokenizer.bos_token if source.begins_with_bos else None),
+        wishes.system_prompt if wishes.system_prompt is not None else default_system(source.template),
+    )
+
+
+def _notes_on(tensors: Sequence[PlannedTensor]) -> list[str]:
+    """Return which tensors' shapes did not allow the type that they should have had."""
+    replaced: dict[tuple[str, str], list[PlannedTensor]] = {}
+    for tensor in tensors:
+        if tensor.chosen.instead_of is not None:
+            kinds = tensor.chosen.instead_of.name, tensor.chosen.type.name
+            replaced.setdefault(kinds, []).append(tensor)
+    return [
+        f"{len(found)} tensors are {used} instead of {wanted}: their rows ({found[0].name}: "
+        f"{found[0].shape[-1]} numbers) are not whole blocks of it"
+        for (wanted, used), found in replaced.items()
+    ]
+
+
+def _name_of(source: Source) -> str:
+    return source.bundle.strategy if source.bundle is not None else source.folder.resolve().name
+
+
+def _file_name(name: str) -> str:
+    """Return a name as that of a file in a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
+
+
+def _beside(path: Path) -> Path:
+    """Return where something is written before it has its name."""
+    return path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+
+
+def _replace(unfinished: Path, output: Path) -> None:
+    """Give a finished folder its name; what had it goes only then."""
+    if output.exists():
+        old = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+        os.replace(output, old)
+        os.replace(unfinished, output)
+        shutil.rmtree(old)
+    else:
+        os.replace(unfinished, output)
+
+
+def _check_space(path: Path, num_bytes: int) -> None:
+    """Raise `MachineError` if the disk has no room for so many bytes more."""
+    folder = next(parent for parent in (path, *path.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + _SPARE_BYTES:
+        raise MachineError(
+            f"the export takes {num_bytes / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free",
+            where=str(folder),
+            remedy="Make room, name another output, or choose a smaller quantization such as q4_k_m.",
+        )
+
+
+def _taken(path: Path) -> OutputError:
+    return OutputError(
+        f"{str(path)!r} is there already",
+        where="convert",
+        remedy="Name another output, or add --overwrite.",
+    )

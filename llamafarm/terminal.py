@@ -7,6 +7,7 @@ else. rich is loaded when something is printed, so that importing this module co
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,29 +155,41 @@ def result_json(record: Mapping[str, Any]) -> None:
 class Progress:
     """A progress bar with time left; in a pipe or a log file, a line now and then."""
 
-    def __init__(self, bar: Any, task: Any, label: str, num_total: int) -> None:
+    def __init__(self, bar: Any, task: Any, label: str, num_total: int, seconds_a_line: float = 0.0) -> None:
         self._bar = bar
         self._task = task
         self._label = label
         self._num_total = num_total
         self._num_done = 0
         self._line_every = max(1, num_total // 10)
+        self._seconds_a_line = seconds_a_line
+        self._last_line = time.monotonic()
 
     def advance(self, note: str, by: int = 1) -> None:
         """Move on by `by` and show `note` beside the bar."""
         self._num_done += by
         if self._bar is not None:
             self._bar.update(self._task, advance=by, note=note)
-        elif self._num_done % self._line_every < by or self._num_done == self._num_total:
+        elif self._is_worth_a_line(by):
             say(f"{self._label} {self._num_done}/{self._num_total}  {note}")
+            self._last_line = time.monotonic()
+
+    def _is_worth_a_line(self, by: int) -> bool:
+        is_at_a_tenth = self._num_done % self._line_every < by or self._num_done == self._num_total
+        return is_at_a_tenth and time.monotonic() - self._last_line >= self._seconds_a_line
 
 
 @contextmanager
-def progress(label: str, num_total: int, num_done: int = 0) -> Iterator[Progress]:
-    """Show progress over `num_total` pieces of work; messages printed meanwhile stay above the bar."""
+def progress(
+    label: str, num_total: int, num_done: int = 0, *, seconds_a_line: float = 0.0
+) -> Iterator[Progress]:
+    """Show progress over `num_total` pieces of work; messages printed meanwhile stay above the bar.
+
+    In a pipe or a log file a line comes after every tenth of them, and not before `seconds_a_line`.
+    """
     out = console()
     if not shows("info") or not out.is_terminal:
-        yield Progress(None, None, label, num_total)
+        yield Progress(None, None, label, num_total, seconds_a_line)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

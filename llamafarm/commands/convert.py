@@ -13,6 +13,7 @@ from llamafarm.commands.options import IsQuiet, PrintsJson, set_mode
 
 if TYPE_CHECKING:
     from llamafarm.deploy.convert import Exported
+    from llamafarm.deploy.verify import Verified
 
 
 def convert(
@@ -33,6 +34,12 @@ def convert(
         str | None, typer.Option("--system-prompt", help="System message instead of the strategy's.")
     ] = None,
     pushes: Annotated[bool, typer.Option("--push", help="Push the model to its registry.")] = False,
+    verify_dataset: Annotated[
+        Path | None, typer.Option(help="Rows to compare the file with the trained model on.")
+    ] = None,
+    verifies: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the file with the trained model.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     prints_json: PrintsJson = False,
     is_quiet: IsQuiet = False,
@@ -64,13 +71,31 @@ def _show(exported: Exported) -> dict[str, Any]:
     """Say what was written, and return it for `--json`."""
     for note in exported.notes:
         terminal.warn(note)
+    if exported.verified is not None:
+        show_verified(exported.verified)
     terminal.say(f"wrote {exported.path}, {exported.num_bytes / 2**20:,.1f} MiB")
     return {
+        "verified": None if exported.verified is None else exported.verified.as_record(),
         "path": str(exported.path),
         "format": exported.format,
         "bytes": exported.num_bytes,
         "notes": list(exported.notes),
     }
+
+
+def show_verified(verified: Verified) -> None:
+    """Print what was shown of a file."""
+    terminal.heading("verified against the trained model")
+    terminal.columns(verified.rows())
+    if verified.base_divergence is not None:
+        terminal.say(f"the base model's divergence is {verified.base_divergence:.5f}")
+    if not verified.num_conversations:
+        return
+    terminal.say(
+        f"{verified.num_conversations} conversations have the same token ids; "
+        f"{verified.num_equal_answers} of {verified.num_answers} greedy answers are the same, "
+        f"{verified.num_stopped} end by themselves (trained: {verified.num_trained_stopped})"
+    )
 
 
 def _give_to_ollama(exported: Exported, pushes: bool) -> dict[str, Any]:
@@ -79,8 +104,7 @@ def _give_to_ollama(exported: Exported, pushes: bool) -> dict[str, Any]:
     from llamafarm.inference.ollama import Ollama
 
     assert exported.gguf is not None and exported.modelfile is not None and exported.name is not None
-    modelfile = exported.gguf.with_name("Modelfile")
-    by_hand = f"ollama create {exported.name} -f {shlex.quote(str(modelfile))}"
+    by_hand = f"ollama create {exported.name} -f {shlex.quote(str(exported.modelfile_path))}"
     server = Ollama()
     is_there = server.is_there()
     server.close()

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm import terminal
+from llamafarm.data.conversation import Conversation
+from llamafarm.deploy.files import plan_file
 from llamafarm.deploy.gguf.families import family_of, trained_context
 from llamafarm.deploy.gguf.types import MIXTURES
-from llamafarm.deploy.gguf.vocabulary import read_vocabulary
-from llamafarm.deploy.gguf.write import Card, PlannedTensor, plan_tensors, write_gguf
 from llamafarm.deploy.modelfile import Modelfile, default_system, go_template
 from llamafarm.deploy.source import Source, open_source
 from llamafarm.deploy.stored import write_safetensors
+from llamafarm.deploy.verify import Verified, verify_file, verify_merged
 from llamafarm.errors import InputError, MachineError, OutputError
 from llamafarm.inference.ollama import check_name
+from llamafarm.strict_json import to_json
 
 OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF = "ollama", "gguf", "pytorch", "safetensors", "adapter-gguf"
 FORMATS = (OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF)
@@ -31,11 +33,15 @@ FORMATS = (OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF)
 _SPARE_BYTES = 64 * 2**20
 # Ollama's memory grows with the context: without a trained length this much is taken of a longer one.
 _MOST_CONTEXT = 8192
+_SECONDS_A_LINE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class ExportWishes:
-    """What the user asks of an export; `parameters` are Ollama's."""
+    """What the user asks of an export.
+
+    `parameters` are Ollama's; `conversations` are what a file is compared with the trained model on.
+    """
 
     format: str
     quantization: str = "q8_0"
@@ -43,6 +49,8 @@ class ExportWishes:
     system_prompt: str | None = None
     parameters: Mapping[str, float | int | Sequence[str]] = field(default_factory=dict)
     overwrites: bool = False
+    verifies: bool = True
+    conversations: Sequence[Conversation] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,9 @@ class Exported:
     notes: tuple[str, ...] = ()
     gguf: Path | None = None
     modelfile: Modelfile | None = None
+    modelfile_path: Path | None = None
     name: str | None = None
+    verified: Verified | None = None
 
 
 def export(folder: Path, output: Path, wishes: ExportWishes) -> Exported:
@@ -95,6 +105,7 @@ def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Export
     if output.exists() and not wishes.overwrites and (not output.is_dir() or any(output.iterdir())):
         raise _taken(output)
     _check_space(output, source.num_bytes)
+    verified = verify_merged(source, wishes.conversations) if wishes.verifies else None
     unfinished = _beside(output)
     try:
         unfinished.mkdir(parents=True)
@@ -111,7 +122,7 @@ def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Export
         _replace(unfinished, output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return Exported(output, wishes.format, num_bytes, tuple(notes))
+    return Exported(output, wishes.format, num_bytes, tuple(notes), verified=verified)
 
 
 def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported:
@@ -122,41 +133,29 @@ def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported
     modelfile_path = path.with_name("Modelfile" if not is_file else f"{path.stem}.Modelfile")
     if not wishes.overwrites and (path.exists() or modelfile_path.exists()):
         raise _taken(path if path.exists() else modelfile_path)
-    mixture = MIXTURES[wishes.quantization]
-    tensors = plan_tensors(source.weights, source.config, mixture)
+    planned = plan_file(source, wishes.quantization)
     modelfile = describe_for_ollama(source, path.name, wishes)
     text = modelfile.text()
-    notes = [
-        *_notes_on(tensors),
-        *filter(None, [trained_context(source.config, family_of(source.config))[1]]),
-    ]
-    _check_space(path, sum(tensor.num_bytes for tensor in tensors))
-    vocabulary = read_vocabulary(
-        source.tokenizer,
-        num_embeddings=source.num_embeddings,
-        end_of_turn=source.template.end_of_turn,
-        begins_with_bos=source.begins_with_bos,
-    )
-    card = Card(name, source.template.source, base_model=source.base.name)
+    _check_space(path, planned.num_bytes)
     unfinished = _beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    verified = None
     try:
-        with terminal.progress("writing", len(tensors)) as shown:
-            write_gguf(
-                unfinished,
-                tensors,
-                source.config,
-                mixture,
-                vocabulary,
-                card,
-                on_tensor=lambda tensor: shown.advance(tensor.name),
-            )
+        with terminal.progress("writing", len(planned.tensors), seconds_a_line=_SECONDS_A_LINE) as shown:
+            planned.write(unfinished, name, lambda tensor: shown.advance(tensor.name))
+        if wishes.verifies:
+            verified = verify_file(source, unfinished, wishes.quantization, wishes.conversations)
         num_bytes = unfinished.stat().st_size
         os.replace(unfinished, path)
         modelfile_path.write_text(text, encoding="utf-8")
+        if verified is not None:
+            record = verified.as_record() | {"file": path.name}
+            path.with_suffix(".verify.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     finally:
         unfinished.unlink(missing_ok=True)
-    return Exported(path, wishes.format, num_bytes, tuple(notes), path, modelfile, name)
+    return Exported(
+        path, wishes.format, num_bytes, tuple(planned.notes), path, modelfile, modelfile_path, name, verified
+    )
 
 
 def describe_for_ollama(source: Source, gguf: str, wishes: ExportWishes) -> Modelfile:
@@ -185,20 +184,6 @@ def describe_for_ollama(source: Source, gguf: str, wishes: ExportWishes) -> Mode
         go_template(source.template, source.tokenizer.bos_token if source.begins_with_bos else None),
         wishes.system_prompt if wishes.system_prompt is not None else default_system(source.template),
     )
-
-
-def _notes_on(tensors: Sequence[PlannedTensor]) -> list[str]:
-    """Return which tensors' shapes did not allow the type that they should have had."""
-    replaced: dict[tuple[str, str], list[PlannedTensor]] = {}
-    for tensor in tensors:
-        if tensor.chosen.instead_of is not None:
-            kinds = tensor.chosen.instead_of.name, tensor.chosen.type.name
-            replaced.setdefault(kinds, []).append(tensor)
-    return [
-        f"{len(found)} tensors are {used} instead of {wanted}: their rows ({found[0].name}: "
-        f"{found[0].shape[-1]} numbers) are not whole blocks of it"
-        for (wanted, used), found in replaced.items()
-    ]
 
 
 def _name_of(source: Source) -> str:

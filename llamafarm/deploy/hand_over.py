@@ -89,13 +89,16 @@ def _digest_of(path: Path, on_progress: Any) -> str:
 
 @contextmanager
 def _shown(label: str, num_total: int) -> Iterator[Any]:
-    """Show bytes as they go by."""
-    with terminal.progress(label, max(num_total, 1)) as shown:
+    """Show bytes as they go by, in MiB."""
+    total = max(num_total // _READ_BYTES, 1)
+    with terminal.progress(f"{label} (MiB)", total, seconds_a_line=5.0) as shown:
         num_shown = 0
 
         def on_progress(progress: Progress) -> None:
             nonlocal num_shown
-            shown.advance(progress.status, progress.num_done - num_shown)
-            num_shown = progress.num_done
+            num_done = progress.num_done // _READ_BYTES
+            if num_done > num_shown:
+                shown.advance("", num_done - num_shown)
+                num_shown = num_done
 
         yield on_progress

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,12 @@ def _setting_of(module: str, patterns: Mapping[str, float] | None, default: floa
 class MergedWeights:
     """The weights of a base with an adapter in them, each read from the base when it is asked for.
 
-    Raises `ModelError` if the adapter belongs to another base.
+    What the adapter changes is rounded to the numbers of the base, or left in fp32 if `is_exact`: for a file
+    whose own type is the only rounding. Raises `ModelError` if the adapter belongs to another base.
     """
 
-    def __init__(self, base: Weights, adapter: Adapter, *, where: str) -> None:
-        self._base, self._adapter = base, adapter
+    def __init__(self, base: Weights, adapter: Adapter, *, where: str, is_exact: bool = False) -> None:
+        self._base, self._adapter, self._where = base, adapter, where
         self.entries: dict[str, Entry] = dict(base.entries)
         if adapter.changes_head and _HEAD not in base.entries and _EMBEDDING in base.entries:
             # The base has one tensor for both; from here on they are two.
@@ -156,6 +157,13 @@ class MergedWeights:
         for name, change in adapter.changes.items():
             shape = (len(change.up_Or), change.down_rI.shape[1])
             self._check(name, shape[::-1] if adapter.is_transposed else shape, where)
+        if is_exact:
+            for name in (*adapter.replaced, *adapter.changes):
+                self.entries[name] = replace(self.entries[name], dtype=torch.float32)
+
+    def exact(self) -> MergedWeights:
+        """Return the same with what the adapter changes in fp32."""
+        return MergedWeights(self._base, self._adapter, where=self._where, is_exact=True)
 
     def _check(self, name: str, shape: tuple[int, ...], where: str) -> None:
         entry = self.entries.get(name)

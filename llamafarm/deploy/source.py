@@ -47,6 +47,11 @@ class Source:
     bundle: Bundle | None = None
 
     @property
+    def exact_weights(self) -> Weights:
+        """Return the weights before they are rounded to the numbers of the base."""
+        return self.weights.exact() if isinstance(self.weights, MergedWeights) else self.weights
+
+    @property
     def begins_with_bos(self) -> bool:
         """Return whether every conversation begins with the beginning-of-text token."""
         bos = self.tokenizer.bos_token

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from llamafarm import terminal
 from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, TrainedPart
 from llamafarm.inference.generate import Answerer, GenerationSettings
-from llamafarm.model.adapter import is_removable, load_adapter
+from llamafarm.model.adapter import ADAPTER_CONFIG_FILE, is_removable, load_adapter
 from llamafarm.model.bundle import Bundle, open_bundle
 from llamafarm.model.load import Base, find_base, load_model, load_tokenizer
 from llamafarm.model.prompt import build_template
@@ -117,6 +117,28 @@ def _load_adapters_base(base: Base, bundle: Bundle, device_kind: str) -> PreTrai
         "answers may differ slightly"
     )
     return load_model(base, dtype=dtype, device=device)
+
+
+def open_folder(
+    folder: Path, base: Base, tokenizer: Any, template: ChatTemplate, device_kind: str
+) -> OpenModel:
+    """Return a model that another tool saved in `folder`: an adapter of `base`, or all weights."""
+    model: Trained = load_model(base, dtype=_dtype(device_kind), device=torch.device(device_kind))
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        model = load_adapter(model, folder)
+    settings = GenerationSettings(256, 0.7, 0.9, None, 1.0)
+    max_length = int(getattr(model.config, "max_position_embeddings", 0) or 10**9)
+    is_removable_adapter = form_of(model) == ADAPTER and is_removable(model)
+    return OpenModel(
+        str(folder),
+        base.name,
+        model,
+        tokenizer,
+        template,
+        settings,
+        max_length,
+        separate_base=base if form_of(model) == ADAPTER and not is_removable_adapter else None,
+    )
 
 
 def open_base(

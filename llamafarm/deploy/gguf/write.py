@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def _reader(weights: Weights, source: str, config: Any, family: Family) -> Calla
 
 def write_gguf(
     path: Path,
-    tensors: list[PlannedTensor],
+    tensors: Sequence[PlannedTensor],
     config: Any,
     mixture: Mixture,
     vocabulary: Vocabulary,

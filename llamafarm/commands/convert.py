@@ -46,6 +46,7 @@ def convert(
 ) -> None:
     """Make of a trained model what others serve: a model in Ollama, a GGUF file, or merged weights."""
     from llamafarm.deploy.convert import OLLAMA, ExportWishes, export
+    from llamafarm.deploy.rows import rows_to_verify_on
     from llamafarm.errors import InputError
 
     set_mode(prints_json=prints_json, is_quiet=is_quiet)
@@ -56,7 +57,15 @@ def convert(
             where="--push",
             remedy="Write --format ollama.",
         )
-    wishes = ExportWishes(format_name, quantization.lower(), model_name, system_prompt, overwrites=overwrite)
+    wishes = ExportWishes(
+        format_name,
+        quantization.lower(),
+        model_name,
+        system_prompt,
+        overwrites=overwrite,
+        verifies=verifies,
+        conversations=rows_to_verify_on(verify_dataset, source),
+    )
     exported = export(source, output, wishes)
     record = _show(exported)
     if format_name == OLLAMA:

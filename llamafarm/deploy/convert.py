@@ -10,19 +10,20 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llamafarm import terminal
 from llamafarm.data.conversation import Conversation
 from llamafarm.deploy.files import plan_file
+from llamafarm.deploy.gguf.adapter import why_not_carried, write_adapter_gguf
 from llamafarm.deploy.gguf.families import family_of, trained_context
 from llamafarm.deploy.gguf.types import MIXTURES
 from llamafarm.deploy.modelfile import Modelfile, default_system, go_template
 from llamafarm.deploy.source import Source, open_source
 from llamafarm.deploy.stored import write_safetensors
-from llamafarm.deploy.verify import Verified, verify_file, verify_merged
+from llamafarm.deploy.verify import Verified, verify_adapter, verify_file, verify_merged
 from llamafarm.errors import InputError, MachineError, OutputError
 from llamafarm.inference.ollama import check_name
 from llamafarm.strict_json import to_json
@@ -79,6 +80,8 @@ def export(folder: Path, output: Path, wishes: ExportWishes) -> Exported:
     with open_source(folder) as source:
         if wishes.format in (PYTORCH, SAFETENSORS):
             return _export_folder(source, output, wishes)
+        if wishes.format == ADAPTER_GGUF:
+            return _export_adapter(source, output, wishes)
         return _export_gguf(source, output, wishes)
 
 
@@ -156,6 +159,33 @@ def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported
     return Exported(
         path, wishes.format, num_bytes, tuple(planned.notes), path, modelfile, modelfile_path, name, verified
     )
+
+
+def _export_adapter(source: Source, output: Path, wishes: ExportWishes) -> Exported:
+    """Write the adapter alone; merge it where such a file cannot hold it, and say so."""
+    if source.adapter is None:
+        reason: str | None = "there is no adapter: all weights were trained"
+    else:
+        reason = why_not_carried(source.adapter, source.config)
+    if source.adapter is None or reason is not None:
+        merged = _export_gguf(source, output, wishes)
+        return replace(merged, notes=(f"merged into the base: {reason}", *merged.notes))
+    name = wishes.model_name or _name_of(source)
+    is_file = output.suffix.lower() == ".gguf"
+    path = output if is_file else output / f"{_file_name(name)}-adapter.gguf"
+    if path.exists() and not wishes.overwrites:
+        raise _taken(path)
+    family_of(source.config)
+    unfinished = _beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_adapter_gguf(unfinished, source.adapter, source.config, name)
+        verified = verify_adapter(source, unfinished, wishes.conversations) if wishes.verifies else None
+        num_bytes = unfinished.stat().st_size
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Exported(path, wishes.format, num_bytes, verified=verified)
 
 
 def describe_for_ollama(source: Source, gguf: str, wishes: ExportWishes) -> Modelfile:

@@ -176,6 +176,11 @@ class MergedWeights:
             )
 
     @property
+    def base(self) -> Weights:
+        """Return the weights without the adapter."""
+        return self._base
+
+    @property
     def unties_head(self) -> bool:
         """Return whether embedding and output layer are one tensor in the base, and two here."""
         return _HEAD in self.entries and _HEAD not in self._base.entries

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamafarm.data.conversation import Conversation
 from llamafarm.deploy.files import plan_file
+from llamafarm.deploy.merge import MergedWeights
 from llamafarm.deploy.parity import Distance, FileForm
 from llamafarm.deploy.same_tokens import check_same_tokens
 from llamafarm.deploy.source import Source
@@ -137,9 +138,28 @@ def verify_file(
     return verified
 
 
-def _load(file: Path, source: Source) -> LlamaServer:
+def verify_adapter(source: Source, file: Path, conversations: Sequence[Conversation] = ()) -> Verified:
+    """Compare an adapter's GGUF file, laid over its base in 16 bits, with the trained model.
+
+    Raises `ModelError`, naming the first difference, if they are not the same model.
+    """
+    assert isinstance(source.weights, MergedWeights)
+    trained = TrainedModel(source, conversations)
+    with tempfile.TemporaryDirectory(prefix="llamafarm-verify-") as folder:
+        base = Path(folder) / "base.gguf"
+        plan_file(replace(source, weights=source.weights.base, adapter=None), "f16").write(base, "base")
+        with _load(base, source, adapter=file) as server:
+            distance = trained.distance_of(FileForm(server, source.num_embeddings))
+    step = Step("f16 base with the adapter", distance)
+    _check_step(step, file, trained)
+    verified = Verified(trained.loss, (step,), trained.base_divergence)
+    _check_is_not_base(verified, file)
+    return verified
+
+
+def _load(file: Path, source: Source, adapter: Path | None = None) -> LlamaServer:
     context = min(int(source.config.max_position_embeddings), MOST_CONTEXT)
-    return LlamaServer(file, LlamaOptions(context, is_exact=True))
+    return LlamaServer(file, LlamaOptions(context, is_exact=True, adapter=adapter))
 
 
 def _measure_steps(trained: TrainedModel, server: LlamaServer, file: Path, quantization: str) -> list[Step]:
@@ -166,7 +186,8 @@ def _measure_steps(trained: TrainedModel, server: LlamaServer, file: Path, quant
 
 def limit_of(name: str) -> Limit:
     """Return how far a form may be from what was trained."""
-    return LIMITS.get(name) or LIMITS[name[:2]]
+    begins = next(known for known in LIMITS if name.startswith(known))
+    return LIMITS[begins]
 
 
 def _check_step(step: Step, file: Path, trained: TrainedModel) -> None:

@@ -34,6 +34,10 @@ def main() -> None:
         params.n_gpu_layers = wanted["gpu_layers"]
     if wanted["num_threads"] is not None:
         params.cpuparams.n_threads = wanted["num_threads"]
+    if wanted["adapter"] is not None:
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = wanted["adapter"], 1.0
+        params.lora_adapters = [adapter]
     server = xllamacpp.Server(params)
     print(json.dumps({"address": server.listening_address}), flush=True)  # noqa: T201
     sys.stdin.read()

@@ -48,13 +48,14 @@ class LlamaOptions:
     """How a file is loaded.
 
     `is_exact` keeps keys and values in fp32, as a comparison needs. Unset, llama.cpp decides for itself how
-    many layers go to a GPU and how many threads work.
+    many layers go to a GPU and how many threads work. `adapter` is a GGUF file laid over the model.
     """
 
     context_tokens: int = 0
     is_exact: bool = False
     gpu_layers: int | None = None
     num_threads: int | None = None
+    adapter: Path | None = None
 
 
 class LlamaServer:
@@ -93,6 +94,7 @@ class LlamaServer:
             "is_exact": options.is_exact,
             "gpu_layers": options.gpu_layers,
             "num_threads": options.num_threads,
+            "adapter": None if options.adapter is None else str(options.adapter.resolve()),
         }
         try:
             self._process.stdin.write(json.dumps(wanted).encode() + b"\n")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from llamafarm import terminal
+from llamafarm.commands.exported import give_to_ollama, show_exported
 from llamafarm.commands.options import IsQuiet, PrintsJson, set_mode
-
-if TYPE_CHECKING:
-    from llamafarm.deploy.convert import Exported
-    from llamafarm.deploy.verify import Verified
 
 
 def convert(
@@ -67,59 +63,10 @@ def convert(
         conversations=rows_to_verify_on(verify_dataset, source),
     )
     exported = export(source, output, wishes)
-    record = _show(exported)
+    record = show_exported(exported)
     if format_name == OLLAMA:
-        record |= _give_to_ollama(exported, pushes)
+        record |= give_to_ollama(exported, pushes=pushes)
     if prints_json:
         terminal.result_json(record)
     else:
         terminal.result(str(exported.path))
-
-
-def _show(exported: Exported) -> dict[str, Any]:
-    """Say what was written, and return it for `--json`."""
-    for note in exported.notes:
-        terminal.warn(note)
-    if exported.verified is not None:
-        show_verified(exported.verified)
-    terminal.say(f"wrote {exported.path}, {exported.num_bytes / 2**20:,.1f} MiB")
-    return {
-        "verified": None if exported.verified is None else exported.verified.as_record(),
-        "path": str(exported.path),
-        "format": exported.format,
-        "bytes": exported.num_bytes,
-        "notes": list(exported.notes),
-    }
-
-
-def show_verified(verified: Verified) -> None:
-    """Print what was shown of a file."""
-    terminal.heading("verified against the trained model")
-    terminal.columns(verified.rows())
-    if verified.base_divergence is not None:
-        terminal.say(f"the base model's divergence is {verified.base_divergence:.5f}")
-    if not verified.num_conversations:
-        return
-    terminal.say(
-        f"{verified.num_conversations} conversations have the same token ids; "
-        f"{verified.num_equal_answers} of {verified.num_answers} greedy answers are the same, "
-        f"{verified.num_stopped} end by themselves (trained: {verified.num_trained_stopped})"
-    )
-
-
-def _give_to_ollama(exported: Exported, pushes: bool) -> dict[str, Any]:
-    """Make the model in Ollama where one is there; else say what does it later."""
-    from llamafarm.deploy.hand_over import hand_over
-    from llamafarm.inference.ollama import Ollama
-
-    assert exported.gguf is not None and exported.modelfile is not None and exported.name is not None
-    by_hand = f"ollama create {exported.name} -f {shlex.quote(str(exported.modelfile_path))}"
-    server = Ollama()
-    is_there = server.is_there()
-    server.close()
-    if not is_there and not pushes:
-        terminal.warn(f"nothing answers at {server.address}: start Ollama, then run  {by_hand}")
-        return {"ollama": None, "next": by_hand}
-    given = hand_over(exported.gguf, exported.modelfile, exported.name, pushes=pushes)
-    terminal.say(f"{given.name} is in Ollama {given.version} at {given.address}:  ollama run {given.name}")
-    return {"ollama": given.name, "next": f"ollama run {given.name}"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from llamafarm.commands.options import (
     set_mode,
     show_settings,
 )
+
+if TYPE_CHECKING:
+    from llamafarm.training.session import RunResult
 
 
 def train(
@@ -43,6 +46,9 @@ def train(
     import shlex
     from dataclasses import asdict
 
+    from llamafarm.commands.exported import give_to_ollama, show_exported
+    from llamafarm.deploy.convert import OLLAMA
+    from llamafarm.training.export import export_run
     from llamafarm.training.run import run_training
 
     set_mode(prints_json=prints_json, is_quiet=is_quiet)
@@ -62,15 +68,27 @@ def train(
     )
     show_settings(loaded)
     result = run_training(loaded, overwrite=overwrite)
+    if not prints_json:
+        _show(result)
+    exported = export_run(loaded, result.final_model)
+    record = asdict(result)
+    if exported is not None:
+        record["export"] = show_exported(exported)
+        if exported.format == OLLAMA:
+            record["export"] |= give_to_ollama(exported)
     if prints_json:
-        terminal.result_json(asdict(result))
+        terminal.result_json(record)
         return
+    in_file = f" --strategy-file {shlex.quote(str(loaded.file))}" if loaded.file else ""
+    terminal.say(f'next: python cli.py complete "…" --strategy {loaded.key}{in_file}')
+    terminal.result(str(result.final_model))
+
+
+def _show(result: RunResult) -> None:
+    """Say what came of a run."""
     terminal.heading(
         f"trained {result.num_steps} steps in {result.train_seconds:.1f} s, "
         f"{result.num_tokens / result.train_seconds:,.0f} tokens/s"
     )
     if result.eval_loss is not None:
         terminal.say(f"eval_loss {result.eval_loss:.4f}, eval_perplexity {result.eval_perplexity:.3f}")
-    in_file = f" --strategy-file {shlex.quote(str(loaded.file))}" if loaded.file else ""
-    terminal.say(f'next: python cli.py complete "…" --strategy {loaded.key}{in_file}')
-    terminal.result(str(result.final_model))

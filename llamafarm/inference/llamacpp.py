@@ -81,7 +81,10 @@ class LlamaServer:
             self.close()
             raise
         self._client = httpx.Client(
-            base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=_START_SECONDS
+            base_url=address,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=_START_SECONDS,
+            trust_env=False,  # a proxy is for other machines
         )
 
     def _start(self, key: str, options: LlamaOptions) -> str:

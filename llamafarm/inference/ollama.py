@@ -7,7 +7,6 @@ what arrived, `push`, and `chat` for answers. `OLLAMA_HOST` is read as Ollama's 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,8 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 
 from llamafarm.errors import InputError, MachineError
+from llamafarm.hardware.libraries import ollama_address
 
-DEFAULT_ADDRESS = "http://127.0.0.1:11434"
-_DEFAULT_PORT = 11434
 # The first version whose `create` takes files by digest and has no Modelfile.
 _OLDEST = (0, 5, 5)
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 600.0
@@ -46,32 +44,20 @@ def check_name(name: str) -> str:
     return name
 
 
-def ollama_address(configured: str | None = None) -> str:
+def address_of(configured: str | None) -> str:
     """Return where Ollama is: what is configured, `OLLAMA_HOST`, or its default.
 
     Raises `InputError` for what is no address.
     """
-    given = (configured or os.environ.get("OLLAMA_HOST", "")).strip().strip("'\"")
-    if not given:
-        return DEFAULT_ADDRESS
-    parts = urlsplit(given if "://" in given else f"http://{given}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+    address = configured.rstrip("/") if configured else ollama_address()
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
-            f"{given!r} is not the address of a server",
-            where="OLLAMA_HOST" if configured is None else "model_app.config.base_url",
+            f"{address!r} is not the address of a server",
+            where="model_app.config.base_url" if configured else "OLLAMA_HOST",
             remedy="Write it as http://127.0.0.1:11434.",
         )
-    if port is None:
-        has_scheme = "://" in given
-        port = {"http": 80, "https": 443}[parts.scheme] if has_scheme else _DEFAULT_PORT
-    # What a server listens on everywhere is reached here.
-    host = "127.0.0.1" if parts.hostname in ("0.0.0.0", "::") else parts.hostname  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+    return address
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +73,11 @@ class Ollama:
     """A server of Ollama. Every method raises `MachineError` if it cannot be reached or does not do it."""
 
     def __init__(self, address: str | None = None, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
-        self.address = ollama_address(address)
+        self.address = address_of(address)
         timeout = httpx.Timeout(answer_seconds, connect=_CONNECT_SECONDS)
-        self._client = httpx.Client(base_url=self.address, timeout=timeout)
+        # A proxy is for other machines.
+        is_here = urlsplit(self.address).hostname in ("127.0.0.1", "localhost", "::1")
+        self._client = httpx.Client(base_url=self.address, timeout=timeout, trust_env=not is_here)
 
     def is_there(self) -> bool:
         """Return whether anything answers at the address."""

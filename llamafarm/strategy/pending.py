@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from llamafarm.strategy.document import Origin
 
 _PENDING: dict[str, str] = {
-    "export": "this version does not export",
     "model_app": "answers come from transformers",
 }
 

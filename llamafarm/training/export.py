@@ -1,0 +1,93 @@
+"""What a strategy's `export` asks for: checked before the first step, done after the last one.
+
+A failed export costs nothing that was trained: the final model lies there before it begins, and the error
+says the command that does it again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llamafarm import terminal
+from llamafarm.data.encoding.template import ChatTemplate
+from llamafarm.deploy.convert import GGUF, OLLAMA, Exported, ExportWishes, export
+from llamafarm.deploy.gguf.families import family_of
+from llamafarm.deploy.gguf.vocabulary import read_vocabulary
+from llamafarm.deploy.rows import rows_to_verify_on
+from llamafarm.errors import LlamaFarmError, MachineError
+from llamafarm.inference.llamacpp import check_llamacpp
+from llamafarm.inference.ollama import check_name
+from llamafarm.model.load import Base, load_config
+from llamafarm.strategy.load import LoadedStrategy
+from llamafarm.strategy.schema import Strategy
+
+EXPORT_FOLDER = "export"
+
+
+def wants_export(strategy: Strategy) -> bool:
+    """Return whether a strategy asks for an export."""
+    return strategy.export.to_gguf or strategy.export.to_ollama
+
+
+def check_export(loaded: LoadedStrategy, base: Base, tokenizer: Any, template: ChatTemplate) -> None:
+    """Raise the error that an export of this model would end with, as far as it is known before training."""
+    if not wants_export(loaded.strategy):
+        return
+    check_name(_model_name(loaded))
+    check_llamacpp()
+    config = load_config(base)
+    family_of(config)
+    read_vocabulary(
+        tokenizer,
+        num_embeddings=int(config.vocab_size),
+        end_of_turn=template.end_of_turn,
+        begins_with_bos=False,
+    )
+
+
+def export_run(loaded: LoadedStrategy, final_model: Path) -> Exported | None:
+    """Do what a strategy's `export` asks for, into the run's folder; None if it asks for nothing.
+
+    Raises any `LlamaFarmError` of an export, with the command that does it again as its remedy.
+    """
+    if not wants_export(loaded.strategy):
+        return None
+    asked = loaded.strategy.export
+    folder = final_model.parent / EXPORT_FOLDER
+    wishes = ExportWishes(
+        OLLAMA if asked.to_ollama else GGUF,
+        asked.quantization,
+        _model_name(loaded),
+        asked.system_prompt,
+        asked.ollama_parameters.model_dump(exclude_none=True),
+        overwrites=True,
+        conversations=rows_to_verify_on(None, final_model),
+    )
+    terminal.heading(f"exporting as {wishes.quantization}")
+    try:
+        return export(final_model, folder, wishes)
+    except OSError as error:
+        raise MachineError(
+            f"the export failed: {error.strerror or error}",
+            where=str(folder),
+            remedy=f"The trained model is whole. Try again with: {_by_hand(final_model, folder, wishes)}",
+        ) from error
+    except LlamaFarmError as error:
+        error.remedy = f"{error.remedy} The trained model is whole: {_by_hand(final_model, folder, wishes)}"
+        raise
+
+
+def _model_name(loaded: LoadedStrategy) -> str:
+    return loaded.strategy.export.model_name or loaded.key
+
+
+def _by_hand(final_model: Path, folder: Path, wishes: ExportWishes) -> str:
+    """Return the command that does an export again."""
+    command: Sequence[str] = (
+        "python", "cli.py", "convert", str(final_model), str(folder), "--format", wishes.format,
+        "--quantization", wishes.quantization, "--model-name", str(wishes.model_name), "--overwrite",
+    )  # fmt: skip
+    return shlex.join(command)

@@ -30,6 +30,7 @@ from llamafarm.commands.recommend import recommend
 from llamafarm.commands.setup import setup
 from llamafarm.commands.strategies import list_all, schema, show, validate
 from llamafarm.commands.train import train
+from llamafarm.commands.verify import verify
 from llamafarm.errors import LlamaFarmError
 
 
@@ -80,7 +81,7 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Work on data files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (setup, plan, train, complete, evaluate, convert, recommend, doctor):
+for verb in (setup, plan, train, complete, evaluate, convert, verify, recommend, doctor):
     app.command()(_guard(verb))
 for data_verb in (inspect, preview, clean, split):
     data_app.command()(_guard(data_verb))

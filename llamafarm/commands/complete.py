@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from llamafarm import terminal
-from llamafarm.commands.opening import ModelFolder, open_model
+from llamafarm.commands.asking import open_asked
+from llamafarm.commands.opening import ModelFolder
 from llamafarm.commands.options import PrintsJson, Settings, StrategyFile, StrategyName, set_mode
 
 
@@ -31,26 +32,25 @@ def complete(
     """Answer one prompt with the trained model, or with its base."""
     from dataclasses import replace
 
-    import torch
-
     from llamafarm.data.conversation import Message
     from llamafarm.errors import InputError
 
     set_mode(prints_json=prints_json)
     if not prompt.strip():
         raise InputError("the prompt is empty", where="complete", remedy='Ask something: complete "…".')
-    opened = open_model(model, strategy, strategy_file, settings, uses_base=uses_base)
+    opened = open_asked(model, strategy, strategy_file, settings, uses_base=uses_base)
     chosen = replace(
         opened.settings,
         max_new_tokens=opened.settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
         temperature=opened.settings.temperature if temperature is None else temperature,
     )
-    if seed is not None:
-        torch.manual_seed(seed)
     messages = [Message("system", system)] if system is not None else []
     messages.append(Message("user", prompt))
     write = (lambda piece: None) if prints_json else terminal.result_piece
-    answer = opened.answerer.stream(messages, chosen, write)
+    try:
+        answer = opened.stream(messages, chosen, write, seed)
+    finally:
+        opened.close()
     if prints_json:
         terminal.result_json(
             {

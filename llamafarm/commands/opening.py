@@ -11,7 +11,9 @@ import typer
 from llamafarm.commands.options import load_with_options
 
 if TYPE_CHECKING:
+    from llamafarm.inference.generate import GenerationSettings
     from llamafarm.inference.open import OpenModel
+    from llamafarm.strategy.load import LoadedStrategy
 
 ModelFolder = Annotated[
     Path | None,
@@ -29,7 +31,6 @@ def open_model(
 ) -> OpenModel:
     """Load the model that the options mean. Raises `ModelError` if it is not there."""
     from llamafarm.hardware.device import find_device
-    from llamafarm.inference.generate import GenerationSettings
     from llamafarm.inference.open import open_base, open_final_model
     from llamafarm.model.bundle import final_model_in
     from llamafarm.training.preparation.prepare import base_name_of, output_dir_of
@@ -42,9 +43,7 @@ def open_model(
     loaded = load_with_options(strategy, strategy_file, settings)
     chosen = loaded.strategy
     device_kind = find_device(chosen.hardware.device).kind
-    generation = GenerationSettings(
-        **chosen.generation.model_dump(), stop_sequences=chosen.prompt_template.stop_sequences
-    )
+    generation = generation_of(loaded)
     if not uses_base:
         return open_final_model(final_model_in(output_dir_of(loaded)), device_kind).with_settings(generation)
     return open_base(
@@ -55,6 +54,16 @@ def open_model(
         system=chosen.prompt_template.system,
         settings=generation,
         trained=trained_part_of(chosen.dataset),
+    )
+
+
+def generation_of(loaded: LoadedStrategy) -> GenerationSettings:
+    """Return how a strategy's answers are sampled, and where they end."""
+    from llamafarm.inference.generate import GenerationSettings
+
+    chosen = loaded.strategy
+    return GenerationSettings(
+        **chosen.generation.model_dump(), stop_sequences=chosen.prompt_template.stop_sequences
     )
 
 

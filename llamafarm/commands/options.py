@@ -75,7 +75,6 @@ def load_with_options(
 
 def show_settings(loaded: LoadedStrategy) -> None:
     """Print every setting that somebody chose, and where; warn of those that change nothing, and why."""
-    from llamafarm.strategy.pending import pending_settings
     from llamafarm.strategy.schema import walk_leaves
 
     terminal.heading(f"{loaded.key}: {loaded.strategy.name}".rstrip(": "))
@@ -88,8 +87,6 @@ def show_settings(loaded: LoadedStrategy) -> None:
     )
     for retired in loaded.retired:
         terminal.warn(f"{retired.path} ({retired.origin.where}) changes nothing: {retired.why}")
-    for path, reason in pending_settings(loaded.origins):
-        terminal.warn(f"{path} ({loaded.origins[path].where}) changes nothing yet: {reason}")
 
 
 def _show_value(value: object) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llamafarm.strategy.document import Origin
-from llamafarm.strategy.pending import pending_settings
 from llamafarm.strategy.schema import Section, Strategy
 from llamafarm.strategy.spelling import MOVED, section_at
 from tools.reference.markdown import anchor, paragraph
@@ -103,8 +101,6 @@ def _setting(section: type[Section], name: str, path: str) -> Iterator[str]:
     yield f"{describe_type(_schema_of(section, name))}. Default: {default}.{unit}\n"
     yield f"{paragraph(field.description or '')}\n"
     yield from _also_written(path)
-    for _, why in pending_settings({path: Origin("strategy file", "")}):
-        yield f"Changes nothing yet: {why}.\n"
 
 
 def _also_written(path: str) -> Iterator[str]:

@@ -11,8 +11,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+
+from llamafarm.deploy.gguf.read import read_header
+from llamafarm.errors import ModelError
 
 _Type = GGMLQuantizationType
 F32, F16, BF16 = _Type.F32, _Type.F16, _Type.BF16
@@ -178,6 +182,19 @@ def _wanted(mixture: Mixture, place: Place, row: int, has_importance: bool) -> G
     if place.name == _EMBEDDING:
         return mixture.usual
     return mixture.rule(place, has_importance) or mixture.usual
+
+
+def quantization_in(path: Path) -> str:
+    """Return the name of the quantization that a GGUF file says it has. Raises `ModelError`."""
+    found = read_header(path).metadata.get("general.file_type")
+    for name, mixture in MIXTURES.items():
+        if mixture.file_type == found:
+            return name
+    raise ModelError(
+        f"the file's type of weights is number {found}, which `convert` does not write",
+        where=str(path),
+        remedy="Name a file that `convert` wrote.",
+    )
 
 
 def block_size(type_: GGMLQuantizationType) -> int:

@@ -41,7 +41,8 @@ class OllamaParameters(Section):
     num_predict: AtLeastOne | None = None
     """Most tokens in an answer. Unset: `generation.max_new_tokens`."""
     num_ctx: AtLeastOne | None = None
-    """Context length in tokens; memory grows in proportion. Unset: the base model's, within reason."""
+    """Context length in tokens; memory grows in proportion. Unset: the base model's, at most 8192 or the
+    trained length."""
     stop: TextList | None = None
     """Texts at which an answer ends. Unset: `prompt_template.stop_sequences`."""
 
@@ -94,9 +95,9 @@ class ModelAppConfig(Section):
     """How the application that serves the model is reached."""
 
     base_url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
-    """Address of the Ollama server. Unset: `OLLAMA_HOST`, or http://127.0.0.1:11434."""
+    """Address of the server. Unset: that of Ollama, `OLLAMA_HOST` or http://127.0.0.1:11434."""
     default_model: str | None = Field(default=None, min_length=1)
-    """Model to ask. Unset: the one that this strategy exports."""
+    """Model to ask, for llama.cpp a GGUF file. Unset: the one that this strategy exports."""
     timeout: Positive = 60.0
     """Seconds to wait for an answer; a model that is loaded first may take a minute."""
     gpu_layers: int | None = Field(default=None, ge=-1)
@@ -109,8 +110,9 @@ class ModelAppConfig(Section):
 class ModelApp(Section):
     """What answers prompts once the model is trained."""
 
-    type: Literal["transformers", "ollama", "llamacpp"] = "transformers"
+    type: Literal["transformers", "ollama", "llamacpp", "openai"] = "transformers"
     """`transformers` uses the trained adapter itself; `llamacpp` the exported GGUF file; `ollama` the
-    exported model in Ollama."""
+    exported model in Ollama; `openai` any server that speaks OpenAI's chat protocol, at `base_url`. What is
+    not there is answered for by transformers, with a warning."""
     config: ModelAppConfig = ModelAppConfig()
     """How it is reached."""

@@ -1,0 +1,171 @@
+"""Answers from a server that speaks OpenAI's chat protocol: llama.cpp's own beside us, or any at a URL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx2 as httpx
+
+from llamafarm.data.conversation import Message
+from llamafarm.errors import MachineError, ModelError
+from llamafarm.inference.generate import Answer, GenerationSettings
+from llamafarm.inference.llamacpp import LlamaServer
+from llamafarm.inference.ollama import Ollama
+
+_PATH = "/v1/chat/completions"
+
+
+def as_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as JSON has them."""
+    return [{"role": one.role, "content": one.content, **(one.extras or {})} for one in messages]
+
+
+class LlamaAnswerer:
+    """A GGUF file in llama.cpp, ready to answer through the template in the file."""
+
+    def __init__(self, server: LlamaServer) -> None:
+        self._server = server
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        write: Callable[[str], None],
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer `messages`, calling `write` with each piece of text."""
+        content = _openai_request("model", messages, settings, seed)
+        # What OpenAI has no name for, llama.cpp takes under its own.
+        content |= {"top_k": settings.top_k or 0, "repeat_penalty": settings.repetition_penalty, "min_p": 0.0}
+        return _read_openai(self._server.stream(_PATH, content), write)
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.__exit__(None, None, None)
+
+
+class UrlAnswerer:
+    """A model at the URL of a server that speaks OpenAI's protocol."""
+
+    def __init__(self, base_url: str, model: str, timeout_seconds: float) -> None:
+        self._url = base_url.rstrip("/").removesuffix("/v1")
+        self._model = model
+        self._client = httpx.Client(base_url=self._url, timeout=timeout_seconds)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        write: Callable[[str], None],
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer `messages`, calling `write` with each piece of text.
+
+        Raises `MachineError` if the server cannot be reached or breaks off, `ModelError` if it refuses.
+        """
+        try:
+            return _read_openai(self._events(_openai_request(self._model, messages, settings, seed)), write)
+        except httpx.HTTPError as error:
+            raise MachineError(
+                f"the server at {self._url} cannot be asked: {error or type(error).__name__}",
+                where="model_app.config.base_url",
+                remedy="Check that it runs there, or write model_app.type: transformers.",
+            ) from None
+
+    def _events(self, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        with self._client.stream("POST", _PATH, json=content) as answer:
+            if answer.status_code != httpx.codes.OK:
+                answer.read()
+                raise ModelError(
+                    f"the server at {self._url} refuses (HTTP {answer.status_code}): {answer.text[:200]}",
+                    where="model_app.config",
+                    remedy="Check default_model, and what the server says in its log.",
+                )
+            for line in answer.iter_lines():
+                text = line.removeprefix("data:").strip()
+                if line.startswith("data:") and text != "[DONE]":
+                    yield json.loads(text)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class OllamaAnswerer:
+    """A model in Ollama."""
+
+    def __init__(self, server: Ollama, model: str, options: Mapping[str, int]) -> None:
+        self._server, self._model = server, model
+        self._options = dict(options)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        write: Callable[[str], None],
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer `messages`, calling `write` with each piece of text."""
+        options: dict[str, Any] = {
+            **self._options,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k or 0,
+            "repeat_penalty": settings.repetition_penalty,
+            "num_predict": settings.max_new_tokens,
+        }
+        if settings.stop_sequences:
+            options["stop"] = list(settings.stop_sequences)
+        if seed is not None:
+            options["seed"] = seed
+        pieces, num_tokens, reason = [], 0, ""
+        for event in self._server.chat(self._model, as_turns(messages), options):
+            piece = str(event.get("message", {}).get("content", ""))
+            if piece:
+                pieces.append(piece)
+                write(piece)
+            if event.get("done"):
+                num_tokens, reason = int(event.get("eval_count", 0)), str(event.get("done_reason", ""))
+        ended_by = "max-new-tokens" if reason == "length" else "end-of-turn"
+        return Answer("".join(pieces).strip(), ended_by, num_tokens)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._server.close()
+
+
+def _openai_request(
+    model: str, messages: Sequence[Message], settings: GenerationSettings, seed: int | None
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "model": model,
+        "messages": as_turns(messages),
+        "max_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if settings.stop_sequences:
+        content["stop"] = list(settings.stop_sequences)
+    return content if seed is None else {**content, "seed": seed}
+
+
+def _read_openai(events: Iterator[dict[str, Any]], write: Callable[[str], None]) -> Answer:
+    """Return the answer of a stream of events, calling `write` with its pieces."""
+    pieces: list[str] = []
+    num_tokens, reason = 0, ""
+    for event in events:
+        num_tokens = int((event.get("usage") or {}).get("completion_tokens", num_tokens))
+        for choice in event.get("choices", ()):
+            reason = choice.get("finish_reason") or reason
+            piece = choice.get("delta", {}).get("content") or ""
+            # Blanks before the first word are no part of an answer.
+            piece = piece if pieces else piece.lstrip()
+            if piece:
+                pieces.append(piece)
+                write(piece)
+    ended_by = "max-new-tokens" if reason == "length" else "end-of-turn"
+    return Answer("".join(pieces).strip(), ended_by, num_tokens)

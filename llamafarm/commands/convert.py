@@ -33,9 +33,9 @@ def convert(
     verify_dataset: Annotated[
         Path | None, typer.Option(help="Rows to compare the file with the trained model on.")
     ] = None,
-    verifies: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare the file with the trained model.")
-    ] = True,
+    skips_verifying: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare what is written with the trained model.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     prints_json: PrintsJson = False,
     is_quiet: IsQuiet = False,
@@ -59,7 +59,7 @@ def convert(
         model_name,
         system_prompt,
         overwrites=overwrite,
-        verifies=verifies,
+        verifies=not skips_verifying,
         conversations=rows_to_verify_on(verify_dataset, source),
     )
     exported = export(source, output, wishes)

@@ -188,11 +188,15 @@ class MergedWeights:
     def read(self, name: str) -> torch.Tensor:
         """Return a merged tensor, in the numbers of the base."""
         dtype = self.entries[name].dtype
-        if name in self._adapter.replaced:
-            return self._adapter.replaced[name].to(dtype)
-        weight = self._base.read(name if name in self._base.entries else _EMBEDDING)
+        weight = self._adapter.replaced.get(name)
+        if weight is None:
+            weight = self._base.read(name if name in self._base.entries else _EMBEDDING)
         change = self._adapter.changes.get(name)
-        return weight if change is None else _add(weight, change, self._adapter.is_transposed).to(dtype)
+        return (
+            weight.to(dtype)
+            if change is None
+            else _add(weight, change, self._adapter.is_transposed).to(dtype)
+        )
 
 
 def _add(weight: torch.Tensor, change: LowRank, is_transposed: bool) -> torch.Tensor:

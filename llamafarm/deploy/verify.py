@@ -27,6 +27,9 @@ from llamafarm.inference.llamacpp import LlamaOptions, LlamaServer
 _MOST_STEP_BYTES = 4 * 2**30
 _MERGED = "merged weights"
 _UNQUANTISED = ("f32", "f16", "bf16")
+# A divergence of the base, in nats, below which training changed nothing that could be seen, and one from
+# which on it changed more than rounding does.
+_NOTHING, _TELLING = 1e-5, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,12 @@ class Verified:
     num_conversations: int = 0
     num_equal_answers: int = 0
     num_stopped: int = 0
+
+    @property
+    def is_lost_in_rounding(self) -> bool:
+        """Return whether rounding changes the model more than training did."""
+        last = self.steps[-1].distance.divergence
+        return self.base_divergence is not None and last >= self.base_divergence
 
     def as_record(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -222,14 +231,22 @@ def _compare_answers(trained: TrainedModel, server: LlamaServer) -> tuple[int, i
 
 
 def _check_is_not_base(verified: Verified, file: Path) -> None:
-    """Raise `ModelError` if the file is no nearer to what was trained than the base, or no longer stops."""
-    last = verified.steps[-1].distance
-    if verified.base_divergence is not None and verified.base_divergence < last.divergence:
+    """Raise `ModelError` if what was trained got lost on the way: the file is the base, or no longer stops."""
+    base = verified.base_divergence
+    first, last = verified.steps[0].distance, verified.steps[-1].distance
+    if base is not None and base > _NOTHING and first.divergence > base / 2:
+        raise ModelError(
+            f"{verified.steps[0].name} is the base and not what was trained: its divergence is "
+            f"{first.divergence:.5f}, the base's {base:.5f}",
+            where=str(file),
+            remedy="Report it with the adapter's configuration: merging it did nothing.",
+        )
+    if base is not None and base > _TELLING and last.divergence >= base:
         raise ModelError(
             f"the file is as far from what was trained as the base is (divergence {last.divergence:.4f}, the "
-            f"base {verified.base_divergence:.4f})",
+            f"base {base:.4f})",
             where=str(file),
-            remedy="Choose a quantization with more bits; an adapter that changes nothing cannot pass.",
+            remedy="Choose a quantization with more bits, such as q8_0.",
         )
     if 2 * verified.num_trained_stopped > verified.num_answers and not verified.num_stopped:
         raise ModelError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +52,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in for Ollama's server, at the address that `OLLAMA_HOST` says."""
+    from ollama_server import running
+
+    folder = tmp_path / "ollama-blobs"
+    folder.mkdir()
+    with running(folder) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        yield server

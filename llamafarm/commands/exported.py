@@ -35,9 +35,7 @@ def show_verified(verified: Verified) -> None:
     if verified.base_divergence is not None:
         terminal.say(f"the base model's divergence is {verified.base_divergence:.5f}")
     if verified.is_lost_in_rounding:
-        terminal.warn(
-            "rounding changes the model more than training did: the adapter does hardly anything"
-        )
+        terminal.warn("rounding changes the model more than training did: the adapter does hardly anything")
     if not verified.num_conversations:
         return
     terminal.say(

@@ -192,11 +192,8 @@ class MergedWeights:
         if weight is None:
             weight = self._base.read(name if name in self._base.entries else _EMBEDDING)
         change = self._adapter.changes.get(name)
-        return (
-            weight.to(dtype)
-            if change is None
-            else _add(weight, change, self._adapter.is_transposed).to(dtype)
-        )
+        merged = weight if change is None else _add(weight, change, self._adapter.is_transposed)
+        return merged.to(dtype)
 
 
 def _add(weight: torch.Tensor, change: LowRank, is_transposed: bool) -> torch.Tensor:

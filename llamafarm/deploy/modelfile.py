@@ -116,18 +116,36 @@ def take_apart(template: ChatTemplate) -> Parts | None:
     end_of_user = told.partition(_USER)[2]
     if not after_user.startswith(end_of_user) or last != end_of_user + before_answer:
         return None
-    # Between two turns only their sum is seen: what begins both turns of a user is a user's.
-    before_user = _common_ending(between, after_answer)
-    parts = Parts(
-        {
+    # Between two turns only their sum is seen, and before the first one what begins all of them as well.
+    expected = _expected(template)
+    common = _common_ending(between, after_answer)
+    for num_user in range(len(common), -1, -1):
+        before_user = common[len(common) - num_user :]
+        around = {
             "system": (before_system, between.removesuffix(before_user)),
             "user": (before_user, end_of_user),
             "assistant": (after_user.removeprefix(end_of_user), after_answer.removesuffix(before_user)),
-        },
-        "",
-        before_answer,
-    )
-    return _with_beginning(parts, template)
+        }
+        for num_all in range(len(before_system) + 1):
+            own = (before_system[num_all:], around["system"][1])
+            parts = Parts({**around, "system": own}, before_system[:num_all], before_answer)
+            if all(parts.render(messages) == text for messages, text in expected):
+                return parts
+    return None
+
+
+def _expected(template: ChatTemplate) -> list[tuple[Sequence[Message], str]]:
+    """Return conversations, as Ollama has them, and what the template makes of them.
+
+    The system message that the template adds is Ollama's to add there.
+    """
+    known = default_system(template)
+    expected: list[tuple[Sequence[Message], str]] = []
+    for messages in _CHECKED:
+        text = template.render(messages, add_generation_prompt=True)
+        told = known is not None and messages[0].role != "system"
+        expected.append(([Message("system", known), *messages] if known and told else messages, text))
+    return expected
 
 
 def _common_ending(one: str, other: str) -> str:
@@ -135,33 +153,6 @@ def _common_ending(one: str, other: str) -> str:
     while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
         length += 1
     return one[len(one) - length :]
-
-
-def _with_beginning(parts: Parts, template: ChatTemplate) -> Parts | None:
-    """Return the parts with what begins every conversation told from what begins a system message."""
-    system_before, system_after = parts.around["system"]
-    known = default_system(template)
-    for length in range(len(system_before) + 1):
-        moved = Parts(
-            {**parts.around, "system": (system_before[length:], system_after)},
-            system_before[:length],
-            parts.before_answer,
-        )
-        if all(_renders_alike(moved, template, messages, known) for messages in _CHECKED):
-            return moved
-    return None
-
-
-def _renders_alike(
-    parts: Parts, template: ChatTemplate, messages: Sequence[Message], known: str | None
-) -> bool:
-    """Return whether parts make of a conversation what the template does; `known` is its system message."""
-    if known and messages[0].role != "system":
-        messages = [Message("system", known), *messages]
-    try:
-        return parts.render(messages) == template.render(messages, add_generation_prompt=True)
-    except TemplateError:
-        return False
 
 
 def go_template(template: ChatTemplate, bos: str | None) -> str | None:

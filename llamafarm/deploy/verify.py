@@ -231,7 +231,7 @@ def _compare_answers(trained: TrainedModel, server: LlamaServer) -> tuple[int, i
 
 
 def _check_is_not_base(verified: Verified, file: Path) -> None:
-    """Raise `ModelError` if what was trained got lost on the way: the file is the base, or no longer stops."""
+    """Raise `ModelError` if what was trained got lost: the file is the base, or no longer stops."""
     base = verified.base_divergence
     first, last = verified.steps[0].distance, verified.steps[-1].distance
     if base is not None and base > _NOTHING and first.divergence > base / 2:

@@ -29,13 +29,13 @@ _NAME = re.compile(
     r"(?:(?P<host>[A-Za-z0-9_][A-Za-z0-9._:-]{0,349})/)?"
     r"(?:(?P<namespace>[A-Za-z0-9_][A-Za-z0-9_-]{0,79})/)?"
     r"(?P<model>[A-Za-z0-9_][A-Za-z0-9._-]{0,79})"
-    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,79}))?$"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,79}))?"
 )
 
 
 def check_name(name: str) -> str:
     """Return a model's name if Ollama takes it. Raises `InputError` if it does not."""
-    if not _NAME.match(name) or ".." in name:
+    if not _NAME.fullmatch(name) or ".." in name:
         raise InputError(
             f"{name!r} is not a name that Ollama takes",
             where="--model-name",

@@ -42,10 +42,10 @@ class Limit:
 
 # By the name of a step, or how the name of a type begins.
 LIMITS = {
-    _MERGED: Limit(0.97, 0.005),
-    "f32": Limit(0.97, 0.005),
-    "f16": Limit(0.97, 0.005),
-    "bf16": Limit(0.97, 0.01),
+    _MERGED: Limit(0.97, 0.002),
+    "f32": Limit(0.97, 0.0005),
+    "f16": Limit(0.97, 0.001),
+    "bf16": Limit(0.97, 0.005),
     "q8": Limit(0.95, 0.02),
     "q6": Limit(0.92, 0.04),
     "q5": Limit(0.90, 0.08),

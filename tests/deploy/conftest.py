@@ -67,11 +67,11 @@ def make_random_model(family: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-            else:
-                parameter.mul_(2.0)
+            else:  # so that attention is not nearly the same to all tokens
+                parameter.mul_(8.0 if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 2.0)
     return model
 
 

@@ -115,7 +115,7 @@ def test_an_adapter_goes_alone_where_the_format_holds_it(make_adapter: Make, tmp
     [
         ({"use_dora": True}, "it is a DoRA"),
         ({"modules_to_save": ["lm_head"]}, "it replaces lm_head.weight"),
-        ({"target_modules": ["q_proj", "lm_head"], "family": "llama-tied-with-biases"}, "an output layer"),
+        ({"target_modules": ["q_proj", "lm_head"], "family": "llama-tied-with-biases"}, "lm_head"),
     ],
 )
 def test_what_an_adapters_file_cannot_hold_is_merged_and_said(

@@ -34,8 +34,6 @@ def wants_export(strategy: Strategy) -> bool:
 
 def check_export(loaded: LoadedStrategy, base: Base, tokenizer: Any, template: ChatTemplate) -> None:
     """Raise the error that an export of this model would end with, as far as it is known before training."""
-    if not wants_export(loaded.strategy):
-        return
     check_name(_model_name(loaded))
     check_llamacpp()
     config = load_config(base)
@@ -46,6 +44,15 @@ def check_export(loaded: LoadedStrategy, base: Base, tokenizer: Any, template: C
         end_of_turn=template.end_of_turn,
         begins_with_bos=False,
     )
+
+
+def describe_export(loaded: LoadedStrategy) -> tuple[str, str]:
+    """Return what will be exported after training, and why."""
+    asked = loaded.strategy.export
+    shown = f"a GGUF file in {asked.quantization}"
+    if asked.to_ollama:
+        return f"{shown}, {_model_name(loaded)} in Ollama", "export.to_ollama"
+    return shown, "export.to_gguf"
 
 
 def export_run(loaded: LoadedStrategy, final_model: Path) -> Exported | None:

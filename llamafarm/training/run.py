@@ -20,7 +20,6 @@ from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import PackedForward, packed_forward
 from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
-from llamafarm.training.export import check_export
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
 from llamafarm.training.preparation.prepare import Preparation, check_what_was_away, prepare
@@ -47,7 +46,6 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     strategy = loaded.strategy
     terminal.mode.log_level = strategy.monitoring.log_level
     preparation = prepare(loaded)
-    check_export(loaded, preparation.base, preparation.tokenizer, preparation.template)
     check_output_dir(preparation.output_dir, overwrite=overwrite)
     refuse_what_does_not_fit(preparation.memory)
 

@@ -33,6 +33,7 @@ from llamafarm.planning.fit import MemoryDecision
 from llamafarm.planning.guide.match import most_rows_at_once
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
+from llamafarm.training.export import check_export, describe_export, wants_export
 from llamafarm.training.loop import Every, LoopPlan
 from llamafarm.training.preparation.batch import settle_batch_size
 from llamafarm.training.preparation.gate import check_gate, gate_figures
@@ -96,6 +97,9 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         tokenizer, strategy.prompt_template.format, strategy.prompt_template.system
     )
     choices.append(Choice("template", f"answers end with {template.end_of_turn}", template_origin))
+    if wants_export(strategy):
+        check_export(loaded, base, tokenizer, template)
+        choices.append(Choice("export", *describe_export(loaded)))
 
     limits = limits_of(strategy.data_preprocessing, load_config(base))
     _use_tokenizer_threads(strategy)

@@ -1,4 +1,4 @@
-"""Fine-tune the embedded model on medical questions, from set-up to answers, in about two minutes.
+"""Fine-tune the embedded model on medical questions, from set-up to a file for Ollama, in about two minutes.
 
 python demos/demo3_training.py
 
@@ -48,9 +48,17 @@ def main() -> None:
     say("6. Ask one question, as you would from now on")
     run("complete", first_question(), *STRATEGY)
 
+    say("7. Make a file for Ollama and llama.cpp, and show that it is the model that was trained")
+    convert = ["convert", str(OUTPUT), str(OUTPUT / "export"), "--format", "ollama"]
+    file = run(*convert, "--quantization", "q4_k_m", "--model-name", "medical-demo", "--overwrite")
+
+    say("8. The same question to llama.cpp")
+    run("complete", first_question(), "--model", file, "--temperature", "0")
+
     say(f"Done in {time.monotonic() - started:.0f} seconds")
     print(f"before   {before}\nafter    {after.splitlines()[-1]}")
     print(f"model    {OUTPUT / 'final_model'}   an adapter that PEFT loads, its tokenizer and template")
+    print(f"export   {file}   with a Modelfile for Ollama beside it")
     print(f"metrics  {OUTPUT / 'metrics.jsonl'}   settings and versions: {OUTPUT / 'run.json'}")
     print(f"next     {shown('cli.py', 'complete', 'What causes asthma?', *STRATEGY)}")
     print("         put your own rows into a JSONL file and pass it as --train-dataset")

@@ -22,6 +22,11 @@ TRAIN = """train \
 COMPLETE = """complete "What are symptoms of diabetes?" \
   --strategy demo3_finetuned_model \
   --strategy-file demos/strategies.yaml"""
+CONVERT = """convert \
+  ./fine_tuned_models/medical_optimized/final_model \
+  ./medical-model \
+  --format ollama \
+  --model-name medical-llama3.2"""
 SPLIT = "--input data.jsonl --eval-percent {}"
 
 
@@ -151,3 +156,32 @@ def test_the_demo_goes_from_set_up_to_better_answers(run_python: Run) -> None:
     before, after = re.findall(r"^(?:before|after) .*exact_match ([0-9.]+)%", said.out, re.M)
     assert float(before) < 5
     assert float(after) > 70
+
+
+def test_convert_makes_a_model_for_ollama_as_the_guide_types_it(
+    trained: tuple[Any, Path], run_python: Run, checkout: Path, ollama: Any
+) -> None:
+    said = run_python("cli.py", *shlex.split(CONVERT), "--overwrite")
+    assert said.code == 0, said.err
+    assert said.out.strip() == "medical-model/medical-llama3.2-q8_0.gguf"
+    assert "verified against the trained model" in said.err and "merged weights  100.0%" in said.err
+    assert f"medical-llama3.2 is in Ollama 0.33.0 at {ollama.address}" in said.err
+    assert list(ollama.models) == ["medical-llama3.2:latest"]
+    folder = checkout / "medical-model"
+    assert {path.name for path in folder.iterdir()} == {
+        "Modelfile", "medical-llama3.2-q8_0.gguf", "medical-llama3.2-q8_0.verify.json",
+    }  # fmt: skip
+    assert ollama.models["medical-llama3.2:latest"]["system"].startswith("Answer medical questions")
+    again = run_python("cli.py", *shlex.split(CONVERT))
+    assert again.code == 2 and "is there already" in again.err and "--overwrite" in again.err
+
+
+def test_the_file_that_training_exported_is_verified_and_asked(
+    trained: tuple[Any, Path], run_python: Run
+) -> None:
+    file = "fine_tuned_models/medical_optimized/export/medical-llama3.2-optimized-q8_0.gguf"
+    said = run_python("cli.py", "verify", file, "fine_tuned_models/medical_optimized", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["steps"][-1]["name"] == "q8_0"
+    said = run_python("cli.py", "complete", "What is asthma?", "--model", file, "--max-tokens", "5")
+    assert said.code == 0 and said.out.strip(), said.err

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "tests" / "guide" / "pytorch-fine-tuning-guide.md").read_text(encoding="utf-8")
 ANSWERS: dict[str, dict[str, Any]] = YAML(typ="safe").load(Path(__file__).with_name("guide_answers.yaml"))
 
-LATER = {"later: exports", "later: watching and report", "later: reliability"}
+LATER = {"later: watching and report", "later: reliability"}
 
 
 def blocks(language: str) -> list[str]:

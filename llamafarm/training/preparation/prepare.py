@@ -92,14 +92,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
 
     method = prepare_method(strategy.method, base, device, choices, memory_is_short=False)
 
-    tokenizer = load_tokenizer(base)
-    template, template_origin = build_template(
-        tokenizer, strategy.prompt_template.format, strategy.prompt_template.system
-    )
-    choices.append(Choice("template", f"answers end with {template.end_of_turn}", template_origin))
-    if wants_export(strategy):
-        check_export(loaded, base, tokenizer, template)
-        choices.append(Choice("export", *describe_export(loaded)))
+    tokenizer, template = _settle_template(loaded, base, choices)
 
     limits = limits_of(strategy.data_preprocessing, load_config(base))
     _use_tokenizer_threads(strategy)
@@ -134,6 +127,17 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         choices=choices,
         warnings=warnings,
     )
+
+
+def _settle_template(loaded: LoadedStrategy, base: Base, choices: list[Choice]) -> tuple[Any, ChatTemplate]:
+    """Return the tokenizer and the template; an export that is asked for must have a place for both."""
+    wanted, tokenizer = loaded.strategy.prompt_template, load_tokenizer(base)
+    template, origin = build_template(tokenizer, wanted.format, wanted.system)
+    choices.append(Choice("template", f"answers end with {template.end_of_turn}", origin))
+    if wants_export(loaded.strategy):
+        check_export(loaded, base, tokenizer, template)
+        choices.append(Choice("export", *describe_export(loaded)))
+    return tokenizer, template
 
 
 def _settle_loop(

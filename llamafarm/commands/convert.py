@@ -11,6 +11,17 @@ from llamafarm import terminal
 from llamafarm.commands.exported import give_to_ollama, show_exported
 from llamafarm.commands.options import IsQuiet, PrintsJson, set_mode
 
+Rows = Annotated[
+    Path | None,
+    typer.Option(help="Rows to compare the file with the trained model on. Else the run's own."),
+]
+WeighsInputs = Annotated[
+    bool, typer.Option("--importance", help="Round least what matters most on the rows.")
+]
+SkipsVerifying = Annotated[
+    bool, typer.Option("--no-verify", help="Do not compare what is written with the trained model.")
+]
+
 
 def convert(
     source: Annotated[
@@ -30,19 +41,16 @@ def convert(
         str | None, typer.Option("--system-prompt", help="System message instead of the strategy's.")
     ] = None,
     pushes: Annotated[bool, typer.Option("--push", help="Push the model to its registry.")] = False,
-    verify_dataset: Annotated[
-        Path | None, typer.Option(help="Rows to compare the file with the trained model on.")
-    ] = None,
-    skips_verifying: Annotated[
-        bool, typer.Option("--no-verify", help="Do not compare what is written with the trained model.")
-    ] = False,
+    verify_dataset: Rows = None,
+    weighs_inputs: WeighsInputs = False,
+    skips_verifying: SkipsVerifying = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     prints_json: PrintsJson = False,
     is_quiet: IsQuiet = False,
 ) -> None:
     """Make of a trained model what others serve: a model in Ollama, a GGUF file, or merged weights."""
     from llamafarm.deploy.convert import OLLAMA, ExportWishes, export
-    from llamafarm.deploy.rows import rows_to_verify_on
+    from llamafarm.deploy.rows import rows_to_verify_on, rows_to_weigh_on
     from llamafarm.errors import InputError
 
     set_mode(prints_json=prints_json, is_quiet=is_quiet)
@@ -59,6 +67,7 @@ def convert(
         model_name,
         system_prompt,
         overwrites=overwrite,
+        weighed=rows_to_weigh_on(verify_dataset, source) if weighs_inputs else None,
         verifies=not skips_verifying,
         conversations=rows_to_verify_on(verify_dataset, source),
     )

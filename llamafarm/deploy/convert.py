@@ -20,6 +20,7 @@ from llamafarm.deploy.files import plan_file
 from llamafarm.deploy.gguf.adapter import why_not_carried, write_adapter_gguf
 from llamafarm.deploy.gguf.families import family_of, trained_context
 from llamafarm.deploy.gguf.types import MIXTURES
+from llamafarm.deploy.importance import measure_importance
 from llamafarm.deploy.modelfile import Modelfile, default_system, go_template
 from llamafarm.deploy.source import Source, open_source
 from llamafarm.deploy.stored import write_safetensors
@@ -41,7 +42,8 @@ _SECONDS_A_LINE = 5.0
 class ExportWishes:
     """What the user asks of an export.
 
-    `parameters` are Ollama's; `conversations` are what a file is compared with the trained model on.
+    `parameters` are Ollama's; `conversations` are what a file is compared with the trained model on,
+    `weighed` what shows which inputs of a layer should be rounded least, if anything does.
     """
 
     format: str
@@ -51,6 +53,7 @@ class ExportWishes:
     parameters: Mapping[str, float | int | Sequence[str]] = field(default_factory=dict)
     overwrites: bool = False
     verifies: bool = True
+    weighed: Sequence[Conversation] | None = None
     conversations: Sequence[Conversation] = ()
 
 
@@ -136,7 +139,8 @@ def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported
     modelfile_path = path.with_name("Modelfile" if not is_file else f"{path.stem}.Modelfile")
     if not wishes.overwrites and (path.exists() or modelfile_path.exists()):
         raise _taken(path if path.exists() else modelfile_path)
-    planned = plan_file(source, wishes.quantization)
+    importance = None if wishes.weighed is None else measure_importance(source, wishes.weighed)
+    planned = plan_file(source, wishes.quantization, importance)
     modelfile = describe_for_ollama(source, path.name, wishes)
     text = modelfile.text()
     _check_space(path, planned.num_bytes)

@@ -9,7 +9,7 @@ from pathlib import Path
 from llamafarm.deploy.gguf.families import family_of, trained_context
 from llamafarm.deploy.gguf.types import MIXTURES, Mixture
 from llamafarm.deploy.gguf.vocabulary import Vocabulary, read_vocabulary
-from llamafarm.deploy.gguf.write import Card, PlannedTensor, plan_tensors, write_gguf
+from llamafarm.deploy.gguf.write import Card, Importance, PlannedTensor, plan_tensors, write_gguf
 from llamafarm.deploy.source import Source
 
 
@@ -22,6 +22,7 @@ class PlannedFile:
     mixture: Mixture
     vocabulary: Vocabulary
     notes: Sequence[str]
+    importance: Importance | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -41,17 +42,20 @@ class PlannedFile:
             self.mixture,
             self.vocabulary,
             card,
+            importance=self.importance,
             on_tensor=on_tensor,
         )
 
 
-def plan_file(source: Source, quantization: str) -> PlannedFile:
-    """Return what a GGUF file of a source will hold.
+def plan_file(source: Source, quantization: str, importance: Importance | None = None) -> PlannedFile:
+    """Return what a GGUF file of a source will hold; `importance` says what should be rounded least.
 
     Raises `ModelError` if llama.cpp does not know the model or its tokenizer.
     """
     mixture = MIXTURES[quantization]
-    tensors = plan_tensors(source.exact_weights, source.config, mixture)
+    tensors = plan_tensors(
+        source.exact_weights, source.config, mixture, has_importance=importance is not None
+    )
     vocabulary = read_vocabulary(
         source.tokenizer,
         num_embeddings=source.num_embeddings,
@@ -60,7 +64,7 @@ def plan_file(source: Source, quantization: str) -> PlannedFile:
     )
     _, why_shorter = trained_context(source.config, family_of(source.config))
     notes = [*_notes_on(tensors), *([why_shorter] if why_shorter else [])]
-    return PlannedFile(source, tensors, mixture, vocabulary, notes)
+    return PlannedFile(source, tensors, mixture, vocabulary, notes, importance)
 
 
 def _notes_on(tensors: Sequence[PlannedTensor]) -> list[str]:

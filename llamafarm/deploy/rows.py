@@ -1,4 +1,4 @@
-"""The rows that an export is verified on: those that the user names, else some that the run held out."""
+"""The rows that an export is verified and weighed on: the user's, else some that the run has seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llamafarm.data.conversation import Conversation
 from llamafarm.data.reading.records import DataReader, ReadOptions
 from llamafarm.errors import DataError
 
-_MOST_ROWS = 32
+_MOST_VERIFIED, _MOST_WEIGHED = 32, 512
 _RUN_FILE = "run.json"
 
 
@@ -21,24 +21,36 @@ def rows_to_verify_on(named: Path | None, model: Path) -> list[Conversation]:
     Without either there are none: the model's own answers serve then. Raises `DataError` for a named file
     that cannot be read.
     """
+    return _read(named, model, _MOST_VERIFIED, is_last=True)
+
+
+def rows_to_weigh_on(named: Path | None, model: Path) -> list[Conversation]:
+    """Return the first rows of the file that is named, else of those that the run of `model` trained on.
+
+    Raises `DataError` for a named file that cannot be read.
+    """
+    return _read(named, model, _MOST_WEIGHED, is_last=False)
+
+
+def _read(named: Path | None, model: Path, num_rows: int, *, is_last: bool) -> list[Conversation]:
     if named is not None:
-        return list(islice(DataReader(named), _MOST_ROWS))
-    found = _file_of_run(model)
+        return list(islice(DataReader(named), num_rows))
+    found = _file_of_run(model, is_last=is_last)
     if found is None:
         return []
     try:
-        return list(islice(DataReader(found, ReadOptions(skips_bad_rows=True)), _MOST_ROWS))
+        return list(islice(DataReader(found, ReadOptions(skips_bad_rows=True)), num_rows))
     except DataError as error:
-        terminal.warn(f"the rows of the run cannot be read ({error.problem}): verified on fixed prompts")
+        terminal.warn(f"the rows of the run cannot be read: {error.problem}")
         return []
 
 
-def _file_of_run(model: Path) -> Path | None:
-    """Return the last data file of the run that left a model, which is its evaluation's if it had one."""
+def _file_of_run(model: Path, *, is_last: bool) -> Path | None:
+    """Return a run's first data file, or its last, which is its evaluation's if it had one."""
     for folder in (model, model.parent):
         try:
             files = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))["data"]
-            path = Path(files[-1]["file"])
+            path = Path(files[-1 if is_last else 0]["file"])
         except (OSError, ValueError, KeyError, IndexError, TypeError):
             continue
         if path.exists():

@@ -19,6 +19,7 @@ from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.deploy.merge import CONFIG_FILE, Adapter, MergedWeights, read_adapter_folder
 from llamafarm.deploy.stored import StoredWeights, Weights
 from llamafarm.errors import ModelError
+from llamafarm.inference.open import OpenModel, open_final_model, open_folder
 from llamafarm.model.bundle import Bundle, final_model_in, open_bundle
 from llamafarm.model.hub import find_source, local_folder
 from llamafarm.model.load import Base, find_base, load_config, load_tokenizer
@@ -148,6 +149,16 @@ def _merge(
     if merged.unties_head:
         config.tie_word_embeddings = False
     return Source(folder, base, config, tokenizer, template, merged, adapter, bundle)
+
+
+def open_trained(source: Source) -> OpenModel:
+    """Return a source's model as `complete` loads it, on the processor and in fp32.
+
+    Raises `ModelError` if it cannot be loaded.
+    """
+    if source.bundle is not None:
+        return open_final_model(source.folder, "cpu")
+    return open_folder(source.folder, source.base, source.tokenizer, source.template, "cpu")
 
 
 def folder_of(base: Base) -> Path:

@@ -14,11 +14,11 @@ from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.encode import encode_separately
 from llamafarm.deploy.parity import Distance, Form, Passage, TorchForm, measure_distance
 from llamafarm.deploy.same_tokens import CONVERSATIONS, prompt_of
-from llamafarm.deploy.source import Source
+from llamafarm.deploy.source import Source, open_trained
 from llamafarm.deploy.stored import Weights
 from llamafarm.errors import ModelError, TemplateError
 from llamafarm.inference.generate import GenerationSettings
-from llamafarm.inference.open import OpenModel, open_final_model, open_folder
+from llamafarm.inference.open import OpenModel
 from llamafarm.model.load import text_encoder
 from llamafarm.model.weights import ADAPTER, form_of
 
@@ -38,7 +38,7 @@ class TrainedModel:
 
     def __init__(self, source: Source, conversations: Sequence[Conversation]) -> None:
         self.source = source
-        self._opened: OpenModel = _open(source)
+        self._opened: OpenModel = open_trained(source)
         asked = [one for one in conversations if not one.is_text][:_MOST_ANSWERS]
         self.prompts = [prompt_of(one) for one in asked] or [
             messages for messages in CONVERSATIONS if _is_renderable(source, messages)
@@ -100,13 +100,6 @@ class TrainedModel:
                 remedy="Name other rows with --verify-dataset.",
             )
         return passages
-
-
-def _open(source: Source) -> OpenModel:
-    """Open the trained model as `complete` does."""
-    if source.bundle is not None:
-        return open_final_model(source.folder, "cpu")
-    return open_folder(source.folder, source.base, source.tokenizer, source.template, "cpu")
 
 
 def _is_renderable(source: Source, messages: Sequence[Message]) -> bool:

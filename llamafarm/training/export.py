@@ -16,7 +16,7 @@ from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.deploy.convert import GGUF, OLLAMA, Exported, ExportWishes, export
 from llamafarm.deploy.gguf.families import family_of
 from llamafarm.deploy.gguf.vocabulary import read_vocabulary
-from llamafarm.deploy.rows import rows_to_verify_on
+from llamafarm.deploy.rows import rows_to_verify_on, rows_to_weigh_on
 from llamafarm.errors import LlamaFarmError, MachineError
 from llamafarm.inference.llamacpp import check_llamacpp
 from llamafarm.inference.ollama import check_name
@@ -71,6 +71,7 @@ def export_run(loaded: LoadedStrategy, final_model: Path) -> Exported | None:
         asked.system_prompt,
         asked.ollama_parameters.model_dump(exclude_none=True),
         overwrites=True,
+        weighed=rows_to_weigh_on(None, final_model) if asked.importance_matrix else None,
         conversations=rows_to_verify_on(None, final_model),
     )
     terminal.heading(f"exporting as {wishes.quantization}")

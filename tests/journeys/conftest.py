@@ -46,11 +46,17 @@ def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def run_python(checkout: Path, environment: Mapping[str, str]) -> Callable[..., Spoken]:
     """Run a script of the checkout in a process of its own, in the checkout or in another folder."""
 
-    def run(script: str, *arguments: str, folder: Path = checkout, timeout: float = 300) -> Spoken:
+    def run(
+        script: str,
+        *arguments: str,
+        folder: Path = checkout,
+        timeout: float = 300,
+        variables: Mapping[str, str] | None = None,
+    ) -> Spoken:
         done = subprocess.run(
             [sys.executable, str(checkout / script), *arguments],
             cwd=folder,
-            env=environment,
+            env={**environment, **(variables or {})},
             capture_output=True,
             encoding="utf-8",
             timeout=timeout,

@@ -161,7 +161,8 @@ def test_the_demo_goes_from_set_up_to_better_answers(run_python: Run) -> None:
 def test_convert_makes_a_model_for_ollama_as_the_guide_types_it(
     trained: tuple[Any, Path], run_python: Run, checkout: Path, ollama: Any
 ) -> None:
-    said = run_python("cli.py", *shlex.split(CONVERT), "--overwrite")
+    server = {"OLLAMA_HOST": ollama.address}
+    said = run_python("cli.py", *shlex.split(CONVERT), "--overwrite", variables=server)
     assert said.code == 0, said.err
     assert said.out.strip() == "medical-model/medical-llama3.2-q8_0.gguf"
     assert "verified against the trained model" in said.err and "merged weights  100.0%" in said.err

@@ -30,6 +30,7 @@ EXPORT = "training/test_export.py::test_every_setting_of_an_export_acts"
 ASKING = "commands/test_asking.py::"
 
 PROOFS: dict[str, str] = {
+    "export.importance_matrix": "training/test_export.py::test_an_importance_matrix_is_measured_if_asked",
     "export.model_name": EXPORT,
     "export.ollama_parameters.num_ctx": EXPORT,
     "export.ollama_parameters.num_predict": EXPORT,

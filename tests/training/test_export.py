@@ -39,6 +39,14 @@ def exported(load: Load, make_rows: MakeRows) -> Callable[..., Any]:
     return train
 
 
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are not compared: a random model's next tokens are all nearly as likely."""
+    monkeypatch.setattr(
+        exporting, "export", lambda *given: export(*given[:2], replace(given[2], verifies=False))
+    )
+
+
 def test_without_a_wish_nothing_is_exported(exported: Callable[..., Any], tmp_path: Path) -> None:
     assert exported() is None and not (tmp_path / "run" / "export").exists()
 
@@ -67,12 +75,8 @@ def test_a_file_is_written_verified_on_the_runs_rows(exported: Callable[..., Any
     ],
 )
 def test_every_setting_of_an_export_acts(
-    exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], expected: str
+    exported: Callable[..., Any], unverified: None, settings: dict[str, Any], expected: str
 ) -> None:
-    monkeypatch.setattr(
-        exporting, "export", lambda *given: export(*given[:2], replace(given[2], verifies=False))
-    )
-
     def said(**more: Any) -> str:
         done = exported(**{"export.to_ollama": True, "output": f"run-{len(more)}", **more})
         metadata = read_header(done.path).metadata
@@ -118,3 +122,10 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_trained(
     with pytest.raises(ModelError, match="GGUF files cannot be written of it"):
         prepare(load(make_rows(8), **{"export.to_ollama": True}))
     assert preparing.wants_export(load(make_rows(8), **{"export.to_gguf": True}).strategy)
+
+
+def test_an_importance_matrix_is_measured_if_asked(exported: Callable[..., Any], unverified: None) -> None:
+    settings = {"export.to_gguf": True, "export.quantization": "q4_0"}
+    plain = exported(output="plain", **settings).path.read_bytes()
+    weighed = exported(output="weighed", **settings, **{"export.importance_matrix": True}).path.read_bytes()
+    assert len(weighed) == len(plain) and weighed != plain

@@ -66,6 +66,9 @@ class Export(Section):
     quantization: Quantization = "q8_0"
     """Type of the weights in the GGUF file. q8_0 takes about half of f16 and loses almost nothing; q4_k_m
     about 30 % of f16, with a loss that small models feel."""
+    importance_matrix: bool = False
+    """Measure on the run's own rows which inputs of each layer matter, and round those least. Takes a pass
+    over some rows; types below q6_k lose less."""
     model_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")
     """Name of the model in Ollama, also of the GGUF file. Unset: the strategy's name."""
     system_prompt: str | None = None

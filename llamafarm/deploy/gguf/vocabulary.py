@@ -99,6 +99,7 @@ def read_vocabulary(
     tokens, types = _tokens_and_types(described, num_embeddings)
     specials = _special_ids(tokenizer, tokens, end_of_turn)
     if model.get("byte_fallback"):
+        _check_sentencepiece(described)
         return Vocabulary(
             "llama",
             "default",
@@ -117,6 +118,16 @@ def read_vocabulary(
         raise _unknown(f"it cuts texts by {' and '.join(cuts) or 'no pattern'}")
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     return Vocabulary("gpt2", pre, tokens, types, specials, begins_with_bos, merges=merges)
+
+
+def _check_sentencepiece(described: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for what llama.cpp's SentencePiece does otherwise."""
+    missing = [number for number in range(256) if f"<0x{number:02X}>" not in described["model"]["vocab"]]
+    if missing:
+        raise _unknown(f"it has no tokens for {len(missing)} of 256 bytes, so that some texts have none")
+    is_normalized = any(added["normalized"] and added["special"] for added in described["added_tokens"])
+    if is_normalized and _adds_space_prefix(described):
+        raise _unknown("it puts a blank before a text, and not after a special token in it")
 
 
 def _tokens_and_types(described: Mapping[str, Any], num_embeddings: int) -> tuple[list[str], list[int]]:

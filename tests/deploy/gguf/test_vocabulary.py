@@ -119,6 +119,13 @@ def faults() -> Iterator[tuple[str, Any]]:
     changed = bytelevel(None)
     changed.backend_tokenizer.normalizer = normalizers.Lowercase()
     yield "changes texts first", changed
+    described = json.loads(sentencepiece(prepends=True).backend_tokenizer.to_str())
+    del described["model"]["vocab"]["<0x7F>"]
+    yield "no tokens for 1 of 256 bytes", fast(Tokenizer.from_str(json.dumps(described)))
+    described = json.loads(sentencepiece(prepends=True).backend_tokenizer.to_str())
+    for added in described["added_tokens"]:
+        added["normalized"] = True
+    yield "not after a special token", fast(Tokenizer.from_str(json.dumps(described)))
     yield "not BPE", fast(Tokenizer(models.WordLevel({"<|end|>": 0, "<|begin|>": 1}, unk_token="<|end|>")))
 
 

@@ -85,6 +85,8 @@ class LlamaServer:
             headers={"Authorization": f"Bearer {key}"},
             timeout=_START_SECONDS,
             trust_env=False,  # a proxy is for other machines
+            # The server closes a connection after a number of requests, without saying so.
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     def _start(self, key: str, options: LlamaOptions) -> str:

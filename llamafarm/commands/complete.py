@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llamafarm import terminal
 from llamafarm.commands.asking import open_asked
-from llamafarm.commands.opening import ModelFolder
 from llamafarm.commands.options import PrintsJson, Settings, StrategyFile, StrategyName, set_mode
 
 
@@ -16,7 +16,12 @@ def complete(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     strategy: StrategyName = None,
     strategy_file: StrategyFile = None,
-    model: ModelFolder = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", help="A final_model, run folder or GGUF file; with it, no strategy is needed."
+        ),
+    ] = None,
     uses_base: Annotated[bool, typer.Option("--base", help="Ask the base model, as it was before.")] = False,
     system: Annotated[str | None, typer.Option(help="System message instead of the strategy's.")] = None,
     max_new_tokens: Annotated[

@@ -30,6 +30,10 @@ def show_exported(exported: Exported) -> dict[str, Any]:
 
 def show_verified(verified: Verified) -> None:
     """Print what was shown of a file."""
+    if verified.why_not_compared is not None:
+        terminal.warn(verified.why_not_compared)
+        terminal.say(f"{verified.num_conversations} conversations have the same token ids")
+        return
     terminal.heading("verified against the trained model")
     terminal.columns(verified.rows())
     if verified.base_divergence is not None:

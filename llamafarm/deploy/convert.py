@@ -76,16 +76,19 @@ def export(folder: Path, output: Path, wishes: ExportWishes) -> Exported:
     """Export the model in `folder` to `output`, and return what was written.
 
     Raises `InputError` for wishes that do not go together, `ModelError` for a model that cannot be read or
-    that the format has no place for, `OutputError` where something else stands, and `MachineError` if the
-    disk is too small.
+    that the format has no place for, `OutputError` where something else stands or nothing can be written, and
+    `MachineError` if the disk is too small.
     """
     _check_wishes(wishes)
     with open_source(folder) as source:
-        if wishes.format in (PYTORCH, SAFETENSORS):
-            return _export_folder(source, output, wishes)
-        if wishes.format == ADAPTER_GGUF:
-            return _export_adapter(source, output, wishes)
-        return _export_gguf(source, output, wishes)
+        try:
+            return _EXPORTS[wishes.format](source, output, wishes)
+        except OSError as error:
+            raise OutputError(
+                f"the export cannot be written: {error.strerror or error}",
+                where=str(output),
+                remedy="Make room or name another output; what was there is as it was.",
+            ) from error
 
 
 def _check_wishes(wishes: ExportWishes) -> None:
@@ -114,6 +117,7 @@ def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Export
     verified = verify_merged(source, wishes.conversations) if wishes.verifies else None
     unfinished = _beside(output)
     try:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
         unfinished.mkdir(parents=True)
         write_safetensors(unfinished, source.weights)
         config = source.config
@@ -231,18 +235,28 @@ def _file_name(name: str) -> str:
 
 def _beside(path: Path) -> Path:
     """Return where something is written before it has its name."""
-    return path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def _replace(unfinished: Path, output: Path) -> None:
     """Give a finished folder its name; what had it goes only then."""
     if output.exists():
-        old = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+        old = output.with_name(f".{output.name}.replaced")
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(output, old)
         os.replace(unfinished, output)
         shutil.rmtree(old)
     else:
         os.replace(unfinished, output)
+
+
+_EXPORTS = {
+    OLLAMA: _export_gguf,
+    GGUF: _export_gguf,
+    PYTORCH: _export_folder,
+    SAFETENSORS: _export_folder,
+    ADAPTER_GGUF: _export_adapter,
+}
 
 
 def _check_space(path: Path, num_bytes: int) -> None:

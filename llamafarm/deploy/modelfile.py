@@ -78,8 +78,8 @@ def _quote(text: str, what: str) -> str:
             where=what,
             remedy="Write it with other quotation marks.",
         )
-    if "\x00" in text:
-        raise InputError(f"{what} has a zero byte", where=what, remedy="Take it out.")
+    if control := next((sign for sign in text if sign < " " and sign not in "\n\r\t"), None):
+        raise InputError(f"{what} has the control character {control!r}", where=what, remedy="Take it out.")
     return f'"""{text}"""'
 
 
@@ -164,7 +164,7 @@ def go_template(template: ChatTemplate, bos: str | None) -> str | None:
     if parts is None:
         return None
     texts = [*(text for pair in parts.around.values() for text in pair), parts.before_all]
-    if any("{{" in text or "}}" in text for text in (*texts, parts.before_answer)):
+    if any(sign in text for text in (*texts, parts.before_answer) for sign in ("{{", "}}", '"""')):
         return None
     beginning = parts.before_all.removeprefix(bos or "")
     branches = [
@@ -172,4 +172,6 @@ def go_template(template: ChatTemplate, bos: str | None) -> str | None:
         for place, (role, (before, after)) in enumerate(parts.around.items())
     ]
     turns = "".join(branches) + "{{ end }}"
+    if parts.before_answer.endswith('"'):  # which a Modelfile cannot hold
+        return None
     return f"{beginning}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{parts.before_answer}"

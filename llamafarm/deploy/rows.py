@@ -15,31 +15,40 @@ _MOST_VERIFIED, _MOST_WEIGHED = 32, 512
 _RUN_FILE = "run.json"
 
 
-def rows_to_verify_on(named: Path | None, model: Path) -> list[Conversation]:
+_AS_THEY_ARE = ReadOptions(skips_bad_rows=True)
+
+
+def rows_to_verify_on(
+    named: Path | None, model: Path, reading: ReadOptions = _AS_THEY_ARE
+) -> list[Conversation]:
     """Return the first rows of the file that is named, else of the one that the run of `model` evaluated on.
 
-    Without either there are none: the model's own answers serve then. Raises `DataError` for a named file
-    that cannot be read.
+    The run's are read as `reading` says. Without either there are none: the model's own answers serve then.
+    Raises `DataError` for a named file that cannot be read.
     """
-    return _read(named, model, _MOST_VERIFIED, is_last=True)
+    return _read(named, model, reading, _MOST_VERIFIED, is_last=True)
 
 
-def rows_to_weigh_on(named: Path | None, model: Path) -> list[Conversation]:
+def rows_to_weigh_on(
+    named: Path | None, model: Path, reading: ReadOptions = _AS_THEY_ARE
+) -> list[Conversation]:
     """Return the first rows of the file that is named, else of those that the run of `model` trained on.
 
     Raises `DataError` for a named file that cannot be read.
     """
-    return _read(named, model, _MOST_WEIGHED, is_last=False)
+    return _read(named, model, reading, _MOST_WEIGHED, is_last=False)
 
 
-def _read(named: Path | None, model: Path, num_rows: int, *, is_last: bool) -> list[Conversation]:
+def _read(
+    named: Path | None, model: Path, reading: ReadOptions, num_rows: int, *, is_last: bool
+) -> list[Conversation]:
     if named is not None:
         return list(islice(DataReader(named), num_rows))
     found = _file_of_run(model, is_last=is_last)
     if found is None:
         return []
     try:
-        return list(islice(DataReader(found, ReadOptions(skips_bad_rows=True)), num_rows))
+        return list(islice(DataReader(found, reading), num_rows))
     except DataError as error:
         terminal.warn(f"the rows of the run cannot be read: {error.problem}")
         return []

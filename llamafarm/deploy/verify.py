@@ -7,6 +7,7 @@ type. And the file is not the base: it answers, and stops, as the trained model 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +22,12 @@ from llamafarm.deploy.same_tokens import check_same_tokens
 from llamafarm.deploy.source import Source
 from llamafarm.deploy.trained import ANSWER_TOKENS, MOST_CONTEXT, TrainedModel
 from llamafarm.errors import ModelError
+from llamafarm.hardware.memory import read_main_memory
 from llamafarm.inference.llamacpp import LlamaOptions, LlamaServer
 
 # A file of 16 bits is written beside a quantised one to tell their losses apart, if it is no larger.
 _MOST_STEP_BYTES = 4 * 2**30
+_FP32_BYTES = 4
 _MERGED = "merged weights"
 _UNQUANTISED = ("f32", "f16", "bf16")
 # A divergence of the base, in nats, below which training changed nothing that could be seen, and one from
@@ -68,10 +71,11 @@ class Verified:
     """What was shown; `steps` begin with the merged weights and end with what is served.
 
     `base_divergence` is how far the base is from what was trained, None for a model that has none beside it.
-    Of merged weights alone no conversation and no answer is compared.
+    Of merged weights alone no conversation and no answer is compared. Where the trained model does not fit
+    the memory, nothing is but token ids, and `why_not_compared` says so.
     """
 
-    trained_loss: float
+    trained_loss: float | None
     steps: tuple[Step, ...]
     base_divergence: float | None
     num_answers: int = 0
@@ -79,12 +83,13 @@ class Verified:
     num_conversations: int = 0
     num_equal_answers: int = 0
     num_stopped: int = 0
+    why_not_compared: str | None = None
 
     @property
     def is_lost_in_rounding(self) -> bool:
         """Return whether rounding changes the model more than training did."""
-        last = self.steps[-1].distance.divergence
-        return self.base_divergence is not None and last >= self.base_divergence
+        base = self.base_divergence
+        return base is not None and self.steps[-1].distance.divergence >= base
 
     def as_record(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -93,7 +98,7 @@ class Verified:
     def rows(self) -> list[list[str]]:
         """Return the table of the steps, for people."""
         head = ["", "next token as trained", "divergence", "loss"]
-        first = ["trained", "", "", f"{self.trained_loss:.4f}"]
+        first = ["trained", "", "", "" if self.trained_loss is None else f"{self.trained_loss:.4f}"]
         steps = [
             [
                 step.name,
@@ -113,6 +118,8 @@ def verify_merged(source: Source, conversations: Sequence[Conversation] = ()) ->
     """
     if source.adapter is None:
         return None
+    if (reason := _why_not_compared(source)) is not None:
+        return Verified(None, (), None, why_not_compared=reason)
     trained = TrainedModel(source, conversations)
     with trained.replaced_by(source.weights) as form:
         step = Step(_MERGED, trained.distance_of(form))
@@ -130,6 +137,8 @@ def verify_file(
     """
     with _load(file, source) as server:
         num_conversations = check_same_tokens(source, server, conversations, file)
+        if (reason := _why_not_compared(source)) is not None:
+            return Verified(None, (), None, num_conversations=num_conversations, why_not_compared=reason)
         trained = TrainedModel(source, conversations)
         steps = _measure_steps(trained, server, file, quantization)
         num_equal, num_stopped = _compare_answers(trained, server)
@@ -153,6 +162,8 @@ def verify_adapter(source: Source, file: Path, conversations: Sequence[Conversat
     Raises `ModelError`, naming the first difference, if they are not the same model.
     """
     assert isinstance(source.weights, MergedWeights)
+    if (reason := _why_not_compared(source)) is not None:
+        return Verified(None, (), None, why_not_compared=reason)
     trained = TrainedModel(source, conversations)
     with tempfile.TemporaryDirectory(prefix="llamafarm-verify-") as folder:
         base = Path(folder) / "base.gguf"
@@ -164,6 +175,18 @@ def verify_adapter(source: Source, file: Path, conversations: Sequence[Conversat
     verified = Verified(trained.loss, (step,), trained.base_divergence)
     _check_is_not_base(verified, file)
     return verified
+
+
+def _why_not_compared(source: Source) -> str | None:
+    """Return why the trained model cannot be loaded beside the file; None if it can."""
+    needed = sum(math.prod(entry.shape) for entry in source.weights.entries.values()) * _FP32_BYTES
+    _, available = read_main_memory()
+    if needed <= available:
+        return None
+    return (
+        f"next tokens are not compared: the trained model takes {needed / 2**30:.1f} GiB in fp32, and "
+        f"{available / 2**30:.1f} GiB can be had"
+    )
 
 
 def _load(file: Path, source: Source, adapter: Path | None = None) -> LlamaServer:

@@ -13,11 +13,13 @@ from typing import Any
 
 from llamafarm import terminal
 from llamafarm.data.encoding.template import ChatTemplate
+from llamafarm.data.reading.records import ReadOptions
 from llamafarm.deploy.convert import GGUF, OLLAMA, Exported, ExportWishes, export
 from llamafarm.deploy.gguf.families import family_of
 from llamafarm.deploy.gguf.vocabulary import read_vocabulary
+from llamafarm.deploy.modelfile import Modelfile
 from llamafarm.deploy.rows import rows_to_verify_on, rows_to_weigh_on
-from llamafarm.errors import LlamaFarmError, MachineError
+from llamafarm.errors import LlamaFarmError
 from llamafarm.inference.llamacpp import check_llamacpp
 from llamafarm.inference.ollama import check_name
 from llamafarm.model.load import Base, load_config
@@ -35,6 +37,8 @@ def wants_export(strategy: Strategy) -> bool:
 def check_export(loaded: LoadedStrategy, base: Base, tokenizer: Any, template: ChatTemplate) -> None:
     """Raise the error that an export of this model would end with, as far as it is known before training."""
     check_name(_model_name(loaded))
+    if loaded.strategy.export.system_prompt is not None:
+        Modelfile("model.gguf", system=loaded.strategy.export.system_prompt).text()
     check_llamacpp()
     config = load_config(base)
     family_of(config)
@@ -64,6 +68,7 @@ def export_run(loaded: LoadedStrategy, final_model: Path) -> Exported | None:
         return None
     asked = loaded.strategy.export
     folder = final_model.parent / EXPORT_FOLDER
+    reading = ReadOptions.of(loaded.strategy.dataset, loaded.strategy.data_preprocessing)
     wishes = ExportWishes(
         OLLAMA if asked.to_ollama else GGUF,
         asked.quantization,
@@ -71,18 +76,12 @@ def export_run(loaded: LoadedStrategy, final_model: Path) -> Exported | None:
         asked.system_prompt,
         asked.ollama_parameters.model_dump(exclude_none=True),
         overwrites=True,
-        weighed=rows_to_weigh_on(None, final_model) if asked.importance_matrix else None,
-        conversations=rows_to_verify_on(None, final_model),
+        weighed=rows_to_weigh_on(None, final_model, reading) if asked.importance_matrix else None,
+        conversations=rows_to_verify_on(None, final_model, reading),
     )
     terminal.heading(f"exporting as {wishes.quantization}")
     try:
         return export(final_model, folder, wishes)
-    except OSError as error:
-        raise MachineError(
-            f"the export failed: {error.strerror or error}",
-            where=str(folder),
-            remedy=f"The trained model is whole. Try again with: {_by_hand(final_model, folder, wishes)}",
-        ) from error
     except LlamaFarmError as error:
         error.remedy = f"{error.remedy} The trained model is whole: {_by_hand(final_model, folder, wishes)}"
         raise

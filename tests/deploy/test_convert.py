@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(
 
     for name in ("write_safetensors", "write_adapter_gguf", "verify_file", "verify_merged", "verify_adapter"):
         monkeypatch.setattr(convert, name, is_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
         export(final_model, output, wishes(format_name, overwrites=True))
     assert {path: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["run", "out"] or len(list(tmp_path.iterdir())) == 2

@@ -171,3 +171,15 @@ def test_distances_are_what_the_formulas_say() -> None:
         found.first_difference.found,
         found.first_difference.place,
     ) == (1, 1)
+
+
+def test_a_model_beyond_the_memory_has_its_tokens_compared_and_that_is_said(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llamafarm.deploy import verify
+
+    monkeypatch.setattr(verify, "read_main_memory", lambda: (2**30, 1000))
+    found = verify_file(source, write(source, tmp_path / "m.gguf"), "f16", ROWS)
+    assert found.steps == () and found.num_conversations >= len(ROWS) + 5
+    assert "GiB in fp32, and 0.0 GiB can be had" in str(found.why_not_compared)
+    assert not found.is_lost_in_rounding and json.dumps(found.as_record())

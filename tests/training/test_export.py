@@ -13,7 +13,7 @@ import pytest
 from llamafarm.deploy.convert import export
 from llamafarm.deploy.gguf.read import read_header
 from llamafarm.deploy.gguf.types import quantization_in
-from llamafarm.errors import InputError, LlamaFarmError, ModelError
+from llamafarm.errors import InputError, LlamaFarmError, ModelError, OutputError
 from llamafarm.inference.llamacpp import has_llamacpp
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import export as exporting
@@ -93,7 +93,7 @@ def test_a_failed_export_keeps_the_model_and_says_how_to_try_again(
     loaded = load(make_rows(8), **{**TRAINED, "export.to_gguf": True, "export.model_name": "mine"})
     result = run_training(loaded)
     for failure in (
-        OSError(28, "No space left on device"),
+        OutputError("the export cannot be written", where="there", remedy="Make room."),
         ModelError("it is broken", where="there", remedy="Look."),
     ):
 
@@ -113,6 +113,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(InputError, match="not a name that Ollama takes"):
         prepare(load(make_rows(8), **{"export.to_gguf": True, "export.model_name": "a/b/c/d"}))
+    with pytest.raises(InputError, match="three quotation marks"):
+        prepare(load(make_rows(8), **{"export.to_gguf": True, "export.system_prompt": 'x"""\nFROM y'}))
 
     def refuse(_: Any) -> None:
         raise ModelError("GGUF files cannot be written of it", where="", remedy="")

@@ -114,3 +114,19 @@ def test_tied_heads_are_left_out_and_others_are_there(
     for family, is_there in (("llama", True), ("qwen2-tied", False), ("gemma2", False)):
         folder = saved(random_model(family), tmp_path / family)
         assert ("output.weight" in read_header(write_file(folder, tokenizer, "f16")).tensors) == is_there
+
+
+@needs_llamacpp
+def test_the_embedded_model_too(tmp_path: Path, repository: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from llamafarm.deploy.convert import ExportWishes, export
+
+    folder = repository / "llamafarm" / "assets" / "cria-5m"
+    export(folder, tmp_path / "m.gguf", ExportWishes("gguf", "f32", verifies=False))
+    expected = logprobs_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), TOKENS)
+    with LlamaServer(tmp_path / "m.gguf", LlamaOptions(128, is_exact=True)) as server:
+        for place in (0, 10, 39):
+            found = server.next_token_logprobs(TOKENS[: place + 1], 3072)
+            ours = torch.tensor([found[token] for token in range(3072)])
+            torch.testing.assert_close(ours, expected[place], rtol=0, atol=1e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from llamafarm.strategy.load import LoadedStrategy
 
     Stream = Callable[[Sequence[Message], GenerationSettings, Callable[[str], None], int | None], Answer]
+
+# In tokens: memory grows with the context, and models have been trained for a hundred thousand and more.
+_MOST_CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ def _open_nothing(_: LoadedStrategy) -> Asked | None:
 
 def _open_file(path: Path, loaded: LoadedStrategy | None) -> Asked:
     """Open a GGUF file in llama.cpp."""
+    from llamafarm.deploy.gguf.read import read_header
     from llamafarm.errors import ModelError
     from llamafarm.inference.generate import GenerationSettings
     from llamafarm.inference.llamacpp import LlamaOptions, LlamaServer
@@ -86,10 +90,13 @@ def _open_file(path: Path, loaded: LoadedStrategy | None) -> Asked:
         raise ModelError(
             f"there is no file {str(path)!r}", where="--model", remedy="Name a .gguf file that is there."
         )
-    options, settings = LlamaOptions(), GenerationSettings(512, 0.7, 0.9, None, 1.0)
+    header = read_header(path).metadata
+    trained = header.get(f"{header.get('general.architecture')}.context_length", _MOST_CONTEXT)
+    options = LlamaOptions(min(trained, _MOST_CONTEXT))
+    settings = GenerationSettings(512, 0.7, 0.9, None, 1.0)
     if loaded is not None:
         config = loaded.strategy.model_app.config
-        options = LlamaOptions(gpu_layers=config.gpu_layers, num_threads=config.num_thread)
+        options = replace(options, gpu_layers=config.gpu_layers, num_threads=config.num_thread)
         settings = generation_of(loaded)
     answerer = LlamaAnswerer(LlamaServer(path, options))
     terminal.say(f"answered by llama.cpp: {path}")

@@ -22,7 +22,7 @@ from llamafarm.deploy.gguf.families import family_of, trained_context
 from llamafarm.deploy.gguf.types import MIXTURES
 from llamafarm.deploy.importance import measure_importance
 from llamafarm.deploy.modelfile import Modelfile, default_system, go_template
-from llamafarm.deploy.source import Source, open_source
+from llamafarm.deploy.source import Source, folder_of, open_source
 from llamafarm.deploy.stored import write_safetensors
 from llamafarm.deploy.verify import Verified, verify_adapter, verify_file, verify_merged
 from llamafarm.errors import InputError, MachineError, OutputError
@@ -125,8 +125,8 @@ def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Export
         config.save_pretrained(unfinished)
         source.tokenizer.chat_template = source.template.source
         source.tokenizer.save_pretrained(str(unfinished))
-        generation = source.base.source and Path(source.base.source, "generation_config.json")
-        if generation and generation.is_file():
+        generation = folder_of(source.base) / "generation_config.json"
+        if generation.is_file():
             shutil.copyfile(generation, unfinished / generation.name)
         num_bytes = sum(path.stat().st_size for path in unfinished.iterdir())
         _replace(unfinished, output)

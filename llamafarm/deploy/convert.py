@@ -138,6 +138,8 @@ def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Export
 def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported:
     """Write a GGUF file, and beside it the Modelfile that makes a model in Ollama of it."""
     name = wishes.model_name or _name_of(source)
+    if wishes.format == OLLAMA:
+        check_name(name)
     is_file = output.suffix.lower() == ".gguf"
     path = output if is_file else output / f"{_file_name(name)}-{wishes.quantization}.gguf"
     modelfile_path = path.with_name("Modelfile" if not is_file else f"{path.stem}.Modelfile")

@@ -181,6 +181,14 @@ def test_a_disk_that_fills_up_leaves_what_was_there(
     assert [path.name for path in tmp_path.iterdir()] == ["run", "out"] or len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_folders_name_that_ollama_refuses_needs_another(make_adapter: Make, tmp_path: Path) -> None:
+    adapter, _ = make_adapter()
+    named = adapter.rename(adapter.with_name("my model!"))
+    with pytest.raises(InputError, match="'my model!' is not a name that Ollama takes"):
+        export(named, tmp_path / "out", wishes("ollama", verifies=False))
+    assert export(named, tmp_path / "out", wishes("gguf", verifies=False)).path.name == "my-model-f16.gguf"
+
+
 def test_too_small_a_disk_is_told_of_before_anything_is_written(
     final_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

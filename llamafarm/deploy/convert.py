@@ -1,13 +1,12 @@
 """The story of an export, top to bottom: open, plan, check, write beside, verify, rename, hand to Ollama.
 
-Nothing that is there already is touched before what replaces it is whole. `gguf`, `merge`, `modelfile` and
-`adapter_gguf` are the steps.
+Nothing that is there already is touched before what replaces it is whole (`places`). `source`, `merge`,
+`files`, `verify` and `modelfile` are the steps; `hand_over` follows.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,17 +21,17 @@ from llamafarm.deploy.gguf.families import family_of, trained_context
 from llamafarm.deploy.gguf.types import MIXTURES
 from llamafarm.deploy.importance import measure_importance
 from llamafarm.deploy.modelfile import Modelfile, default_system, go_template
+from llamafarm.deploy.places import beside, check_replaceable, check_space, file_name, replace_folder, taken
 from llamafarm.deploy.source import Source, folder_of, open_source
 from llamafarm.deploy.stored import write_safetensors
 from llamafarm.deploy.verify import Verified, verify_adapter, verify_file, verify_merged
-from llamafarm.errors import InputError, MachineError, OutputError
+from llamafarm.errors import InputError, OutputError
+from llamafarm.inference.llamacpp import check_llamacpp
 from llamafarm.inference.ollama import check_name
 from llamafarm.strict_json import to_json
 
 OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF = "ollama", "gguf", "pytorch", "safetensors", "adapter-gguf"
 FORMATS = (OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF)
-# Metadata and tokenizer beside the weights, and what a disk should keep free.
-_SPARE_BYTES = 64 * 2**20
 # Ollama's memory grows with the context: without a trained length this much is taken of a longer one.
 _MOST_CONTEXT = 8192
 _SECONDS_A_LINE = 5.0
@@ -106,16 +105,17 @@ def _check_wishes(wishes: ExportWishes) -> None:
         )
     if wishes.model_name is not None:
         check_name(wishes.model_name)
+    if wishes.verifies and wishes.format not in (PYTORCH, SAFETENSORS):
+        check_llamacpp()  # before a file is written that could not be opened
 
 
 def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Exported:
     """Write the merged model as transformers reads it, in safetensors."""
     notes = ["written in safetensors: pickled weights are never written"] if wishes.format == PYTORCH else []
-    if output.exists() and not wishes.overwrites and (not output.is_dir() or any(output.iterdir())):
-        raise _taken(output)
-    _check_space(output, source.num_bytes)
+    check_replaceable(output, source, overwrites=wishes.overwrites)
+    check_space(output, source.num_bytes)
     verified = verify_merged(source, wishes.conversations) if wishes.verifies else None
-    unfinished = _beside(output)
+    unfinished = beside(output)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
         unfinished.mkdir(parents=True)
@@ -129,7 +129,7 @@ def _export_folder(source: Source, output: Path, wishes: ExportWishes) -> Export
         if generation.is_file():
             shutil.copyfile(generation, unfinished / generation.name)
         num_bytes = sum(path.stat().st_size for path in unfinished.iterdir())
-        _replace(unfinished, output)
+        replace_folder(unfinished, output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Exported(output, wishes.format, num_bytes, tuple(notes), verified=verified)
@@ -141,16 +141,16 @@ def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported
     if wishes.format == OLLAMA:
         check_name(name)
     is_file = output.suffix.lower() == ".gguf"
-    path = output if is_file else output / f"{_file_name(name)}-{wishes.quantization}.gguf"
+    path = output if is_file else output / f"{file_name(name)}-{wishes.quantization}.gguf"
     modelfile_path = path.with_name("Modelfile" if not is_file else f"{path.stem}.Modelfile")
     if not wishes.overwrites and (path.exists() or modelfile_path.exists()):
-        raise _taken(path if path.exists() else modelfile_path)
+        raise taken(path if path.exists() else modelfile_path)
     importance = None if wishes.weighed is None else measure_importance(source, wishes.weighed)
     planned = plan_file(source, wishes.quantization, importance)
     modelfile = describe_for_ollama(source, path.name, wishes)
     text = modelfile.text()
-    _check_space(path, planned.num_bytes)
-    unfinished = _beside(path)
+    check_space(path, planned.num_bytes)
+    unfinished = beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     verified = None
     try:
@@ -182,11 +182,11 @@ def _export_adapter(source: Source, output: Path, wishes: ExportWishes) -> Expor
         return replace(merged, notes=(f"merged into the base: {reason}", *merged.notes))
     name = wishes.model_name or _name_of(source)
     is_file = output.suffix.lower() == ".gguf"
-    path = output if is_file else output / f"{_file_name(name)}-adapter.gguf"
+    path = output if is_file else output / f"{file_name(name)}-adapter.gguf"
     if path.exists() and not wishes.overwrites:
-        raise _taken(path)
+        raise taken(path)
     family_of(source.config)
-    unfinished = _beside(path)
+    unfinished = beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_adapter_gguf(unfinished, source.adapter, source.config, name)
@@ -230,28 +230,6 @@ def _name_of(source: Source) -> str:
     return source.bundle.strategy if source.bundle is not None else source.folder.resolve().name
 
 
-def _file_name(name: str) -> str:
-    """Return a name as that of a file in a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
-
-
-def _beside(path: Path) -> Path:
-    """Return where something is written before it has its name."""
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def _replace(unfinished: Path, output: Path) -> None:
-    """Give a finished folder its name; what had it goes only then."""
-    if output.exists():
-        old = output.with_name(f".{output.name}.replaced")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(output, old)
-        os.replace(unfinished, output)
-        shutil.rmtree(old)
-    else:
-        os.replace(unfinished, output)
-
-
 _EXPORTS = {
     OLLAMA: _export_gguf,
     GGUF: _export_gguf,
@@ -259,23 +237,3 @@ _EXPORTS = {
     SAFETENSORS: _export_folder,
     ADAPTER_GGUF: _export_adapter,
 }
-
-
-def _check_space(path: Path, num_bytes: int) -> None:
-    """Raise `MachineError` if the disk has no room for so many bytes more."""
-    folder = next(parent for parent in (path, *path.resolve().parents) if parent.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes + _SPARE_BYTES:
-        raise MachineError(
-            f"the export takes {num_bytes / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free",
-            where=str(folder),
-            remedy="Make room, name another output, or choose a smaller quantization such as q4_k_m.",
-        )
-
-
-def _taken(path: Path) -> OutputError:
-    return OutputError(
-        f"{str(path)!r} is there already",
-        where="convert",
-        remedy="Name another output, or add --overwrite.",
-    )

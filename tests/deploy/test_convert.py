@@ -189,6 +189,36 @@ def test_a_folders_name_that_ollama_refuses_needs_another(make_adapter: Make, tm
     assert export(named, tmp_path / "out", wishes("gguf", verifies=False)).path.name == "my-model-f16.gguf"
 
 
+def test_only_an_earlier_export_is_ever_replaced(make_adapter: Make, tmp_path: Path) -> None:
+    adapter, _ = make_adapter()
+    asked = wishes("safetensors", verifies=False, overwrites=True)
+    mine = tmp_path / "mine"
+    (mine / "folder").mkdir(parents=True)
+    (mine / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    base = adapter.parent / "base"
+    for output in (mine, tmp_path / "file", base, adapter, adapter.parent):
+        before = sorted(path for path in adapter.parent.rglob("*"))
+        with pytest.raises(OutputError, match="is not an earlier export"):
+            export(adapter, output, asked)
+        assert sorted(path for path in adapter.parent.rglob("*")) == before
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    export(adapter, tmp_path / "out", asked)
+    assert export(adapter, tmp_path / "out", asked).path == tmp_path / "out"
+
+
+def test_without_llama_cpp_nothing_is_written_that_could_not_be_checked(
+    final_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llamafarm.inference import llamacpp
+
+    monkeypatch.setattr(llamacpp, "has_llamacpp", lambda: False)
+    with pytest.raises(MachineError, match="which is not installed"):
+        export(final_model, tmp_path / "m.gguf", wishes("gguf"))
+    assert not (tmp_path / "m.gguf").exists()
+    assert export(final_model, tmp_path / "m.gguf", wishes("gguf", verifies=False)).num_bytes > 0
+
+
 def test_too_small_a_disk_is_told_of_before_anything_is_written(
     final_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

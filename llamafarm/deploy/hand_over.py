@@ -65,7 +65,10 @@ def _check_arrived(server: Ollama, name: str, modelfile: Modelfile) -> None:
     """Raise `MachineError` if what the server shows is not what was sent."""
     found = server.show(name)
     sent = {"template": modelfile.template, "system": modelfile.system}
-    wrong = [key for key, text in sent.items() if text is not None and found.get(key) != text]
+    # Blanks at the ends are the server's to keep or not.
+    wrong = [
+        key for key, text in sent.items() if text is not None and str(found.get(key)).strip() != text.strip()
+    ]
     if modelfile.parameters:
         shown = str(found.get("parameters", ""))
         wrong += [key for key in modelfile.parameters if key not in shown]

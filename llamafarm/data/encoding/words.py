@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from llamafarm.data.encoding.patterns import GPT2, GPT4O, LLAMA3, QWEN2
 from llamafarm.data.encoding.tokenization import CutIds, CutText, TextEncoder, WholeTexts
 
 _BLANK = "▁"
@@ -30,17 +31,7 @@ _MOST_WORDS_KEPT = 300_000
 # Any word stands before the one that is asked for, so that this is not the first of its text.
 _BEFORE = "a"
 
-# The pre-tokenizers of GPT-2; Llama 3 and GPT-4; Qwen 2 and 3; GPT-4o.
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_PATTERNS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",
-    rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
+_PATTERNS = (GPT2, LLAMA3, QWEN2, GPT4O)
 
 _PROBES = (
     "It's  a test. Don't they've\n\n we'LL  go? 12345 678 9,000.5 (x) [y] {z} <a> _b_ `c` -- !? ...",

@@ -14,36 +14,21 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
+from llamafarm.data.encoding.patterns import GPT4O, LLAMA3, QWEN2, TEKKEN
 from llamafarm.errors import ModelError
 
 _BLANK = "▁"
 _GPT2_PATTERN = "<GPT-2's own>"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_LLAMA3 = rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
-_QWEN2 = rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
-
-
-def _cased(ending: str, digits: str) -> str:
-    """Return a pattern that cuts words where small letters end."""
-    return (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{ending}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{ending}"
-        rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-_GPT4O, _TEKKEN = _cased(f"{_SHORT}?", r"\p{N}{1,3}"), _cased("", r"\p{N}")
 
 # llama.cpp's names of the patterns, which also say whether a whole word that is a token is taken as it is.
 _PRE_TOKENIZERS: Mapping[tuple[tuple[str, ...], bool], str] = {
     ((_GPT2_PATTERN,), False): "gpt-2",
     (("<digits>", _GPT2_PATTERN), False): "smollm",
-    ((_LLAMA3,), True): "llama-bpe",
-    ((_LLAMA3,), False): "dbrx",
-    ((_QWEN2,), False): "qwen2",
-    ((_GPT4O,), False): "gpt-4o",
-    ((_TEKKEN,), True): "tekken",
+    ((LLAMA3,), True): "llama-bpe",
+    ((LLAMA3,), False): "dbrx",
+    ((QWEN2,), False): "qwen2",
+    ((GPT4O,), False): "gpt-4o",
+    ((TEKKEN,), True): "tekken",
 }
 # SentencePiece's score of a token that no merge makes: it is never chosen where a merge is possible.
 _NO_SCORE = -1e6

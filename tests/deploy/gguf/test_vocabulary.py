@@ -11,7 +11,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llamafarm.deploy.gguf.vocabulary import _GPT4O, _LLAMA3, _QWEN2, _TEKKEN, read_vocabulary
+from llamafarm.data.encoding.patterns import GPT4O, LLAMA3, QWEN2, TEKKEN
+from llamafarm.deploy.gguf.vocabulary import read_vocabulary
 from llamafarm.errors import ModelError
 from llamafarm.inference.llamacpp import LlamaOptions, LlamaServer, has_llamacpp
 
@@ -81,11 +82,11 @@ def fast(tokenizer: Tokenizer, **specials: str) -> Any:
 TOKENIZERS = {
     "gpt-2": lambda: bytelevel(None),
     "smollm": lambda: bytelevel(None, digits=True),
-    "llama-bpe": lambda: bytelevel(_LLAMA3, ignores_merges=True),
-    "dbrx": lambda: bytelevel(_LLAMA3),
-    "qwen2": lambda: bytelevel(_QWEN2),
-    "gpt-4o": lambda: bytelevel(_GPT4O),
-    "tekken": lambda: bytelevel(_TEKKEN, ignores_merges=True),
+    "llama-bpe": lambda: bytelevel(LLAMA3, ignores_merges=True),
+    "dbrx": lambda: bytelevel(LLAMA3),
+    "qwen2": lambda: bytelevel(QWEN2),
+    "gpt-4o": lambda: bytelevel(GPT4O),
+    "tekken": lambda: bytelevel(TEKKEN, ignores_merges=True),
     "default": lambda: sentencepiece(prepends=True),
     "default, without a blank before": lambda: sentencepiece(prepends=False),
 }

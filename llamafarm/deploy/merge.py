@@ -149,8 +149,9 @@ class MergedWeights:
     def __init__(self, base: Weights, adapter: Adapter, *, where: str, is_exact: bool = False) -> None:
         self._base, self._adapter, self._where = base, adapter, where
         self.entries: dict[str, Entry] = dict(base.entries)
-        if adapter.changes_head and _HEAD not in base.entries and _EMBEDDING in base.entries:
-            # The base has one tensor for both; from here on they are two.
+        is_changed = adapter.changes_head or adapter.changes_embedding
+        if is_changed and _HEAD not in base.entries and _EMBEDDING in base.entries:
+            # The base has one tensor for both; PEFT changes one of them, and from here on they are two.
             self.entries[_HEAD] = base.entries[_EMBEDDING]
         for name, tensor in adapter.replaced.items():
             self._check(name, tuple(tensor.shape), where)

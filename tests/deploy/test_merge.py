@@ -30,6 +30,8 @@ Make = Callable[..., tuple[Path, Any]]
         {"target_modules": ["qkv_proj", "gate_up_proj"], "family": "phi3"},
         {"target_modules": ["q_proj", "embed_tokens"], "family": "llama"},
         {"target_modules": ["q_proj", "lm_head"], "family": "qwen2-tied"},
+        {"target_modules": ["q_proj", "embed_tokens"], "family": "qwen2-tied"},
+        {"modules_to_save": ["embed_tokens"], "family": "qwen2-tied"},
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +33,9 @@ def convert(
         str, typer.Option("--format", help="ollama, gguf, pytorch, safetensors or adapter-gguf.")
     ] = "gguf",
     quantization: Annotated[
-        str, typer.Option("--quantization", help="Type of the weights in a GGUF file: f16, q8_0, q4_k_m, …")
-    ] = "q8_0",
+        str | None,
+        typer.Option(help="Type of the weights in a GGUF file: f16, q8_0 (unless told otherwise), q4_k_m, …"),
+    ] = None,
     model_name: Annotated[
         str | None, typer.Option("--model-name", help="Name of the model in Ollama, and of the file.")
     ] = None,
@@ -49,21 +51,22 @@ def convert(
     is_quiet: IsQuiet = False,
 ) -> None:
     """Make of a trained model what others serve: a model in Ollama, a GGUF file, or merged weights."""
-    from llamafarm.deploy.convert import OLLAMA, ExportWishes, export
+    from llamafarm.deploy.convert import DEFAULT_QUANTIZATION, OLLAMA, ExportWishes, export
     from llamafarm.deploy.rows import rows_to_verify_on, rows_to_weigh_on
-    from llamafarm.errors import InputError
 
     set_mode(prints_json=prints_json, is_quiet=is_quiet)
     format_name = format_name.lower()
-    if pushes and format_name != OLLAMA:
-        raise InputError(
-            f"--push brings a model of Ollama to its registry, and the format is {format_name}",
-            where="--push",
-            remedy="Write --format ollama.",
-        )
+    given = (
+        ("--quantization", quantization),
+        ("--model-name", model_name),
+        ("--system-prompt", system_prompt),
+        ("--importance", weighs_inputs),
+        ("--push", pushes),
+    )
+    _refuse_what_changes_nothing(format_name, [option for option, value in given if value])
     wishes = ExportWishes(
         format_name,
-        quantization.lower(),
+        (quantization or DEFAULT_QUANTIZATION).lower(),
         model_name,
         system_prompt,
         overwrites=overwrite,
@@ -79,3 +82,19 @@ def convert(
         terminal.result_json(record)
     else:
         terminal.result(str(exported.path))
+
+
+def _refuse_what_changes_nothing(format_name: str, given: Sequence[str]) -> None:
+    """Raise `InputError` for options of other formats than the one that is written."""
+    from llamafarm.deploy.convert import OLLAMA, PYTORCH, SAFETENSORS
+    from llamafarm.errors import InputError
+
+    is_merged = format_name in (PYTORCH, SAFETENSORS)
+    named = [option for option in given if is_merged or (option == "--push" and format_name != OLLAMA)]
+    if named:
+        wanted = "ollama" if "--push" in named else "gguf or ollama"
+        raise InputError(
+            f"{', '.join(named)} would change nothing of the format {format_name}",
+            where=named[0],
+            remedy=f"Leave it out, or write --format {wanted}.",
+        )

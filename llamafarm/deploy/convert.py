@@ -32,6 +32,7 @@ from llamafarm.strict_json import to_json
 
 OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF = "ollama", "gguf", "pytorch", "safetensors", "adapter-gguf"
 FORMATS = (OLLAMA, GGUF, PYTORCH, SAFETENSORS, ADAPTER_GGUF)
+DEFAULT_QUANTIZATION = "q8_0"
 # Ollama's memory grows with the context: without a trained length this much is taken of a longer one.
 _MOST_CONTEXT = 8192
 _SECONDS_A_LINE = 5.0
@@ -46,7 +47,7 @@ class ExportWishes:
     """
 
     format: str
-    quantization: str = "q8_0"
+    quantization: str = DEFAULT_QUANTIZATION
     model_name: str | None = None
     system_prompt: str | None = None
     parameters: Mapping[str, float | int | Sequence[str]] = field(default_factory=dict)

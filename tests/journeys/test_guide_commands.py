@@ -186,3 +186,19 @@ def test_the_file_that_training_exported_is_verified_and_asked(
     assert json.loads(said.out)["steps"][-1]["name"] == "q8_0"
     said = run_python("cli.py", "complete", "What is asthma?", "--model", file, "--max-tokens", "5")
     assert said.code == 0 and said.out.strip(), said.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format", "safetensors", "--quantization", "q4_k_m"],
+        ["--format", "pytorch", "--system-prompt", "x", "--importance"],
+        ["--format", "gguf", "--push"],
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    trained: tuple[Any, Path], run_python: Run, checkout: Path, options: list[str]
+) -> None:
+    said = run_python("cli.py", "convert", "fine_tuned_models/medical_optimized", "unwritten", *options)
+    assert said.code == 2 and f"would change nothing of the format {options[1]}" in said.err
+    assert options[2] in said.err and not (checkout / "unwritten").exists()

@@ -14,6 +14,7 @@ from llamafarm.data.conversation import Conversation, Message
 from llamafarm.deploy.source import Source
 from llamafarm.errors import ModelError, TemplateError
 from llamafarm.inference.llamacpp import LlamaServer
+from llamafarm.inference.served import as_turns
 
 _MOST_ROWS = 32
 # What is asked of every model: turns, a system message, an empty one, Unicode, blanks, code.
@@ -54,8 +55,7 @@ def check_same_tokens(
             text = source.template.render(messages, add_generation_prompt=True, tools=tools)
         except TemplateError:
             continue
-        turns = [{"role": one.role, "content": one.content, **(one.extras or {})} for one in messages]
-        theirs = bos + server.apply_template(turns, tools).removeprefix(bos)
+        theirs = bos + server.apply_template(as_turns(messages), tools).removeprefix(bos)
         our_ids = source.tokenizer(text, add_special_tokens=False)["input_ids"]
         their_ids = server.tokenize(theirs)
         if our_ids != their_ids:

@@ -120,9 +120,11 @@ class OllamaAnswerer:
             options["stop"] = list(settings.stop_sequences)
         if seed is not None:
             options["seed"] = seed
-        pieces, num_tokens, reason = [], 0, ""
+        pieces: list[str] = []
+        num_tokens, reason = 0, ""
         for event in self._server.chat(self._model, as_turns(messages), options):
             piece = str(event.get("message", {}).get("content", ""))
+            piece = piece if pieces else piece.lstrip()
             if piece:
                 pieces.append(piece)
                 write(piece)

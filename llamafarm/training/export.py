@@ -7,7 +7,6 @@ says the command that does it again.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +92,12 @@ def _model_name(loaded: LoadedStrategy) -> str:
 
 def _by_hand(final_model: Path, folder: Path, wishes: ExportWishes) -> str:
     """Return the command that does an export again."""
-    command: Sequence[str] = (
+    command = [
         "python", "cli.py", "convert", str(final_model), str(folder), "--format", wishes.format,
         "--quantization", wishes.quantization, "--model-name", str(wishes.model_name), "--overwrite",
-    )  # fmt: skip
+    ]  # fmt: skip
+    if wishes.system_prompt is not None:
+        command += ["--system-prompt", wishes.system_prompt]
+    if wishes.weighed is not None:
+        command.append("--importance")
     return shlex.join(command)

@@ -8,7 +8,7 @@ Axes: O outputs of a layer, D hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,8 +242,3 @@ def add_parameters(writer: GGUFWriter, config: Any, family: Family, *, vocab_siz
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(int(original))
     family.add(writer, config)
-
-
-def supported_families() -> Sequence[str]:
-    """Return the `model_type`s that GGUF files are written of."""
-    return sorted(FAMILIES)

@@ -29,9 +29,7 @@ class Card:
 
     name: str
     chat_template: str
-    description: str | None = None
     base_model: str | None = None
-    licence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +151,6 @@ def write_gguf(
 def _add_card(writer: gguf.GGUFWriter, card: Card) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(card.name)
-    if card.description is not None:
-        writer.add_description(card.description)
-    if card.licence is not None:
-        writer.add_license(card.licence)
     if card.base_model is not None:
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, card.base_model)

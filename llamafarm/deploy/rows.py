@@ -64,4 +64,6 @@ def _file_of_run(model: Path, *, is_last: bool) -> Path | None:
             continue
         if path.exists():
             return path
+        terminal.warn(f"the run's rows are not here ({path}): name them with --verify-dataset")
+        return None
     return None

@@ -150,6 +150,14 @@ def test_the_rows_are_those_that_are_named_or_the_runs_own(final_model: Path, tm
         rows_to_verify_on(tmp_path / "nothing.jsonl", final_model)
 
 
+def test_rows_of_the_run_that_are_gone_are_told_of(
+    final_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (final_model.parent / "run.json").write_text(json.dumps({"data": [{"file": "data/gone.jsonl"}]}))
+    assert rows_to_verify_on(None, final_model) == []
+    assert "the run's rows are not here (data/gone.jsonl)" in capsys.readouterr().err
+
+
 def test_distances_are_what_the_formulas_say() -> None:
     from llamafarm.deploy.parity import Passage, measure_distance
 

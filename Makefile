@@ -33,8 +33,9 @@ test-slow: setup
 
 # What needs an optional library. It comes last in CI: peft imports bitsandbytes wherever it is installed.
 test-extras: setup
-	$(UV) run --extra qlora --extra datasets pytest tests/model/test_quantized.py tests/training/test_qlora.py \
-		tests/data/reading/test_hub_datasets.py
+	$(UV) run --extra qlora --extra datasets --extra wandb --extra mlflow --extra trackio pytest \
+		tests/model/test_quantized.py tests/training/test_qlora.py tests/data/reading/test_hub_datasets.py \
+		tests/training/trackers
 
 lint: setup
 	$(RUN) ruff check .

@@ -43,11 +43,11 @@ def main() -> None:
     terminal.result("| form | exact match | ends by itself | MiB | seconds |\n|---|---|---|---|---|")
 
     def show(name: str, answers: list[object], num_bytes: int, seconds: float) -> float:
-        scores = score_answers(answers, expected)
+        scores = score_answers(answers, expected, [0] * len(expected), settings.max_new_tokens)
         size = f"{num_bytes / 2**20:.1f}" if num_bytes else ""
-        rates = f"{scores.exact_match:.1%} | {scores.stop_rate:.1%}"
+        rates = f"{scores.mean('exact_match'):.1%} | {scores.mean('stop_rate'):.1%}"
         terminal.result(f"| {name} | {rates} | {size} | {seconds:.1f} |")
-        return float(scores.exact_match)
+        return scores.mean("exact_match")
 
     started = time.perf_counter()
     answers = open_final_model(final_model_in(options.run), "cpu").answerer.answer_all(prompts, settings)

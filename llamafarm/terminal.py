@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llamafarm.errors import LlamaFarmError, OutputError
+from llamafarm.errors import InputError, LlamaFarmError, OutputError
 from llamafarm.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -68,17 +68,79 @@ def heading(line: str) -> None:
         console().print(f"\n{line}", style="bold")
 
 
+def hint(line: str) -> None:
+    """Print a message that is no part of what is being said, faintly."""
+    if shows("info"):
+        console().print(line, style="dim")
+
+
 def warn(line: str) -> None:
     """Print a warning; `--quiet` does not hide it."""
     if shows("warning"):
         console().print(f"warning: {line}", style="yellow")
 
 
+def is_conversing() -> bool:
+    """Return whether somebody types what this process reads."""
+    return sys.stdin.isatty()
+
+
+def read_line(mark: str) -> str | None:
+    """Return the next line of stdin, without its end; None at the end of it.
+
+    Whoever types it sees `mark` before it, and can edit it and recall earlier ones where Python has readline.
+    Raises `InputError` for what is not text.
+    """
+    with _only_text():
+        if not is_conversing():
+            line = sys.stdin.readline()
+        elif sys.stdout.isatty():
+            with suppress(ImportError):
+                import readline  # noqa: F401 - `input` uses it from then on
+            try:
+                return _checked(input(mark))
+            except EOFError:
+                return None
+        else:  # `input` would write the mark to stdout, which is for results
+            console().print(mark, end="")
+            line = sys.stdin.readline()
+        return _checked(line).rstrip("\r\n") if line else None
+
+
+def read_all() -> str:
+    """Return all of stdin. Raises `InputError` for what is not text."""
+    with _only_text():
+        return _checked(sys.stdin.read())
+
+
+def _checked(text: str) -> str:
+    # Where the locale says ASCII, Python reads other bytes as halves of characters.
+    text.encode("utf-8")
+    return text
+
+
+@contextmanager
+def _only_text() -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise InputError(
+            f"what is read is not UTF-8: {error.reason}",
+            where="stdin",
+            remedy="Send UTF-8.",
+        ) from None
+
+
 def columns(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of messages as aligned columns; nothing is wrapped, so that a line can be copied whole."""
+    for line in align(rows):
+        say(line)
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines whose columns stand under each other."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)] if rows else []
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def show_error(error: LlamaFarmError) -> None:
@@ -201,6 +263,18 @@ def progress(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=out,
+        # Else rich prints results beside the bar to stderr, and not into the file or pipe that stdout is.
+        redirect_stdout=sys.stdout.isatty(),
     ) as bar:
         task = bar.add_task(label, total=num_total, completed=num_done, note="")
         yield Progress(bar, task, label, num_total)
+
+
+def has_screen() -> bool:
+    """Return whether messages go to a terminal whose lines can be drawn anew, in Unicode.
+
+    `FORCE_COLOR` makes rich take a log file for a terminal, which is why the file itself is asked too.
+    """
+    out = console()
+    can_draw = out.is_interactive and out.file.isatty() and not out.legacy_windows
+    return can_draw and out.encoding.startswith("utf")

@@ -156,3 +156,28 @@ def test_progress_passes_on_what_is_raised_within(capsys: Captured) -> None:
         progress.advance("one")
         raise KeyError
     assert "steps 1/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("is_a_tty", "environment", "encoding", "expected"),
+    [
+        (True, {"TERM": "xterm-256color"}, "utf-8", True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, "utf-8", True),
+        (True, {"TERM": "dumb"}, "utf-8", False),
+        (True, {"TERM": "xterm"}, "iso8859-1", False),
+        (False, {"TERM": "xterm"}, "utf-8", False),
+        (False, {"TERM": "xterm", "FORCE_COLOR": "1"}, "utf-8", False),
+    ],
+)
+def test_lines_are_drawn_anew_only_on_a_terminal_that_can(
+    monkeypatch: pytest.MonkeyPatch,
+    is_a_tty: bool,
+    environment: dict[str, str],
+    encoding: str,
+    expected: bool,
+) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(file, "isatty", lambda: is_a_tty)
+    fake = Console(file=file, _environ=environment)
+    monkeypatch.setattr(terminal, "console", lambda: fake)
+    assert terminal.has_screen() is expected

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ModelFolder = Annotated[
     Path | None,
-    typer.Option("--model", help="A final_model or run folder; with it, no strategy is needed."),
+    typer.Option("--model", help="A final_model, run or checkpoint folder; with it, no strategy is needed."),
 ]
 
 
@@ -32,13 +32,13 @@ def open_model(
     """Load the model that the options mean. Raises `ModelError` if it is not there."""
     from llamafarm.hardware.device import find_device
     from llamafarm.inference.open import open_base, open_final_model
-    from llamafarm.model.bundle import final_model_in
+    from llamafarm.model.bundle import final_model_in, weights_folder_of
     from llamafarm.training.preparation.prepare import base_name_of, output_dir_of
     from llamafarm.training.preparation.rows import trained_part_of
 
     if model is not None:
         _refuse_what_a_folder_decides(strategy, strategy_file, settings)
-        opened = open_final_model(final_model_in(model), find_device("auto").kind)
+        opened = open_final_model(final_model_in(model), find_device("auto").kind, weights_folder_of(model))
         return opened.as_base() if uses_base else opened
     loaded = load_with_options(strategy, strategy_file, settings)
     chosen = loaded.strategy

@@ -1,4 +1,4 @@
-"""Loss and perplexity over the supervised tokens of packs."""
+"""Loss and perplexity over the supervised tokens of packs, of each row by itself. Axes: N, rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from llamafarm.data.encoding.pack import Pack
 from llamafarm.model.forward import PackedForward
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +31,58 @@ class LossResult:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def measure_loss(
+@dataclass(frozen=True, slots=True)
+class RowLosses:
+    """Of each row the summed loss in nats, and its supervised tokens; 0 for rows that were not measured."""
+
+    loss_sum_N: NDArray[np.float64]
+    num_tokens_N: NDArray[np.int64]
+
+    @property
+    def total(self) -> LossResult:
+        """Return the loss per token of all rows together."""
+        num_tokens = int(self.num_tokens_N.sum())
+        return LossResult(float(self.loss_sum_N.sum()) / max(num_tokens, 1), num_tokens)
+
+    @property
+    def per_row(self) -> float:
+        """Return the mean of the rows' own losses per token: each row counts as much as another."""
+        is_measured_N = self.num_tokens_N > 0
+        if not is_measured_N.any():
+            return 0.0
+        return float((self.loss_sum_N[is_measured_N] / self.num_tokens_N[is_measured_N]).mean())
+
+    def grouped(self, group_of_N: Sequence[int], num_groups: int) -> RowLosses:
+        """Return the losses of groups of rows, such as those that one conversation became."""
+        groups = np.asarray(group_of_N, np.int64)
+        return RowLosses(
+            np.bincount(groups, self.loss_sum_N, num_groups).astype(np.float64),
+            np.bincount(groups, self.num_tokens_N, num_groups).astype(np.int64),
+        )
+
+
+def measure_losses(
     packed: PackedForward,
     packs: Sequence[Pack],
+    num_rows: int,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
-) -> LossResult:
-    """Return a model's loss over `packs`; the model is in training mode afterwards if it was before."""
+) -> RowLosses:
+    """Return a model's losses on the rows in `packs`, of `num_rows` that there are.
+
+    The model is in training mode afterwards if it was before.
+    """
     model = packed.model
     was_training = model.training
     model.eval()
-    loss_sum, num_supervised_tokens = 0.0, 0
+    loss_sum_N, num_tokens_N = np.zeros(num_rows), np.zeros(num_rows, np.int64)
     with torch.inference_mode(), autocast():
         for pack in packs:
             if pack.num_supervised_tokens:
-                there = pack.to(device)
-                loss_sum += float(packed.sum_loss(there))
-                num_supervised_tokens += pack.num_supervised_tokens
+                # mps has no doubles.
+                losses_S = packed.token_losses(pack.to(device)).cpu().double().numpy()
+                rows_S = pack.target_rows
+                loss_sum_N += np.bincount(rows_S, losses_S, num_rows)
+                num_tokens_N += np.bincount(rows_S, minlength=num_rows)
     model.train(was_training)
-    return LossResult(loss_sum / max(num_supervised_tokens, 1), num_supervised_tokens)
+    return RowLosses(loss_sum_N, num_tokens_N)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from llamafarm import terminal
+from llamafarm.data.conversation import Message
 from llamafarm.data.encoding.template import EVERY_ANSWER, ChatTemplate, TrainedPart
-from llamafarm.inference.generate import Answerer, GenerationSettings
+from llamafarm.inference.generate import INTERRUPTED, Answer, Answerer, GenerationSettings
 from llamafarm.model.adapter import ADAPTER_CONFIG_FILE, is_removable, load_adapter
 from llamafarm.model.bundle import Bundle, open_bundle
 from llamafarm.model.load import Base, find_base, load_model, load_tokenizer
@@ -79,18 +83,91 @@ class OpenModel:
             yield self.as_base()
 
 
-def open_final_model(folder: Path, device_kind: str) -> OpenModel:
-    """Return the trained model of a `final_model/` folder. Raises `ModelError` if it cannot be loaded."""
+class InterruptibleAnswerer:
+    """An answerer that Ctrl-C stops after the token it is at; a second one raises KeyboardInterrupt at once.
+
+    It is asked as the answerers of `served` are.
+    """
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+        self._is_over = False
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        settings: GenerationSettings,
+        write: Callable[[str], None],
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer `messages`, calling `write` with each piece of text."""
+        _sow(seed)
+        with _catching_interrupts() as is_interrupted:
+            return self._answerer.stream(messages, settings, write, is_interrupted)
+
+    def answer_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        settings: GenerationSettings,
+        seed: int | None,
+        on_batch: Callable[[int], None],
+    ) -> list[Answer]:
+        """Answer conversations in batches. After a Ctrl-C, later calls answer nothing more either."""
+        if self._is_over:  # Ctrl-C came when all answers of that call had just ended by themselves
+            return [Answer("", INTERRUPTED, 0)] * len(conversations)
+        _sow(seed)
+        with _catching_interrupts() as is_interrupted:
+            answers = self._answerer.answer_all(
+                conversations, settings, on_batch=on_batch, is_interrupted=is_interrupted
+            )
+            self._is_over = is_interrupted()
+        return answers
+
+
+def _sow(seed: int | None) -> None:
+    if seed is not None:
+        torch.manual_seed(seed)
+
+
+@contextmanager
+def _catching_interrupts() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C, for whoever asks whether it came; a second one raises KeyboardInterrupt."""
+    is_interrupted = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        if is_interrupted:
+            raise KeyboardInterrupt
+        is_interrupted = True
+
+    # Whoever starts us in the background may have had it ignored, and it stays so.
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_ours = is_ours and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: is_interrupted
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def open_final_model(folder: Path, device_kind: str, weights: Path | None = None) -> OpenModel:
+    """Return the trained model of a `final_model/` folder, with the `weights` of a checkpoint if given.
+
+    Raises `ModelError` if it cannot be loaded.
+    """
+    weights = weights or folder
     bundle, base, tokenizer, template = open_bundle(folder)
     if bundle.kind == FULL:
-        own = Base(str(folder), str(folder))
+        own = Base(str(weights), str(weights))
         model: Trained = load_model(own, dtype=_dtype(device_kind), device=torch.device(device_kind))
     else:
-        model = load_adapter(_load_adapters_base(base, bundle, device_kind), folder)
+        model = load_adapter(_load_adapters_base(base, bundle, device_kind), weights)
     settings = GenerationSettings(**bundle.generation, stop_sequences=bundle.stop_sequences)  # type: ignore[arg-type]
     separate_base = None if bundle.kind == ADAPTER and is_removable(model) else base
     return OpenModel(
-        name=str(folder),
+        name=str(weights),
         base_name=base.name,
         model=model,
         tokenizer=tokenizer,

@@ -46,10 +46,26 @@ def sum_cross_entropy(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch
     return functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
 
 
-class _NoGradient:
-    """Stands for autograd's context where only the loss is asked for."""
+def cross_entropies(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each target (S,) in nats, computed in fp32."""
+    return functional.cross_entropy(logits_SV.float(), targets_S, reduction="none")
 
-    needs_input_grad = (False,)
+
+def head_losses(hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) -> torch.Tensor:
+    """Return `cross_entropies` of a head's logits, a chunk of positions at a time and without a gradient."""
+    size = _chunk_size(hidden_SD)
+    logits_CV = hidden_SD.new_empty(size, len(head.weight_VD))
+    losses_S = torch.empty_like(targets_S, dtype=torch.float32)
+    for start in range(0, len(hidden_SD), size):
+        chunk = slice(start, start + size)
+        there_CV = logits_CV[: len(targets_S[chunk])]
+        head.write_logits(hidden_SD[chunk], there_CV)
+        losses_S[chunk] = cross_entropies(there_CV, targets_S[chunk])
+    return losses_S
+
+
+def _chunk_size(hidden_SD: torch.Tensor) -> int:
+    return max(min(CHUNK_POSITIONS[hidden_SD.device.type], len(hidden_SD)), 1)
 
 
 def sum_head_loss(hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) -> torch.Tensor:
@@ -67,28 +83,23 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) -> torch.Tensor:
-        size = max(min(CHUNK_POSITIONS[hidden_SD.device.type], len(hidden_SD)), 1)
-        is_trained = ctx.needs_input_grad[0]
+        if not ctx.needs_input_grad[0]:
+            return head_losses(hidden_SD, head, targets_S).sum()
+        size = _chunk_size(hidden_SD)
         # One buffer for all chunks: memory that is asked for anew costs more than a pass over it.
         logits_CV = hidden_SD.new_empty(size, len(head.weight_VD))
-        d_hidden_SD = torch.empty_like(hidden_SD) if is_trained else None
+        d_hidden_SD = torch.empty_like(hidden_SD)
         chances_S = torch.empty_like(targets_S, dtype=torch.float32)
-        loss = torch.zeros_like(chances_S[:0].sum())
         for start in range(0, len(hidden_SD), size):
             chunk = slice(start, start + size)
             chances_CV = logits_CV[: len(targets_S[chunk])]
             head.write_logits(hidden_SD[chunk], chances_CV)
-            if d_hidden_SD is None:
-                loss += sum_cross_entropy(chances_CV, targets_S[chunk])
-            else:
-                chances_S[chunk] = _to_gradient(chances_CV, targets_S[chunk], head)
-                torch.mm(chances_CV, head.weight_VD, out=d_hidden_SD[chunk])
-        if d_hidden_SD is None:
-            return loss
+            chances_S[chunk] = _to_gradient(chances_CV, targets_S[chunk], head)
+            torch.mm(chances_CV, head.weight_VD, out=d_hidden_SD[chunk])
         ctx.save_for_backward(d_hidden_SD)
         ctx.factor = _FP16_FACTOR if hidden_SD.dtype == torch.float16 else 1.0
         if bool((chances_S < _LEAST_CHANCE).any()):  # too small to tell how small: seen in runs that diverge
-            return _HeadLoss.forward(_NoGradient(), hidden_SD, head, targets_S)
+            return head_losses(hidden_SD, head, targets_S).sum()
         return -chances_S.log_().sum()
 
     @staticmethod

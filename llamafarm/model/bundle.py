@@ -60,8 +60,16 @@ def write_bundle(
 
 
 def final_model_in(folder: Path) -> Path:
-    """Return the final model that `folder` is, or that a run left in it."""
+    """Return the final model that `folder` is, that a run left in it, or of whose run it is a checkpoint."""
+    if weights_folder_of(folder) is not None:
+        return folder.absolute().parent.parent / "final_model"
     return folder if (folder / BUNDLE_FILE).is_file() else folder / "final_model"
+
+
+def weights_folder_of(folder: Path) -> Path | None:
+    """Return `folder` if it is a run's checkpoint: trained weights, and nothing else to use them with."""
+    is_checkpoint = (folder / "state.json").is_file() and not (folder / BUNDLE_FILE).is_file()
+    return folder if is_checkpoint else None
 
 
 def read_bundle(folder: Path) -> Bundle:

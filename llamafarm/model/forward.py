@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from llamafarm.data.encoding.pack import Pack
 from llamafarm.errors import ModelError
 from llamafarm.kernels.attention import attend_within_documents
-from llamafarm.kernels.loss import Head, sum_cross_entropy, sum_head_loss
+from llamafarm.kernels.loss import Head, cross_entropies, head_losses, sum_cross_entropy, sum_head_loss
 from llamafarm.kernels.reference import Scores
 from llamafarm.model.fused import fused_blocks, projection_of
 
@@ -60,6 +60,13 @@ class PackedForward:
         if self.head is None:
             return sum_cross_entropy(supervised_logits(self.model, pack), pack.targets_S)
         return sum_head_loss(_supervised_hidden(self.model, pack), self.head, pack.targets_S)
+
+    def token_losses(self, pack: Pack) -> torch.Tensor:
+        """Return the loss of each supervised token (S,) in nats, in fp32, without a gradient."""
+        with torch.no_grad():
+            if self.head is None:
+                return cross_entropies(supervised_logits(self.model, pack), pack.targets_S)
+            return head_losses(_supervised_hidden(self.model, pack), self.head, pack.targets_S)
 
 
 @contextmanager

@@ -100,6 +100,7 @@ _LIMITS = {
 _PATTERNS = {
     "base_url": "an address that begins with http:// or https://",
     "model_name": "a name of letters, digits and . _ - / :",
+    "project": "a name of up to 100 characters without any of / \\ # ? % :",
 }
 _REMEDIES = {
     "both_halves": "Set one of them to false, or leave both out.",
@@ -109,6 +110,7 @@ _REMEDIES = {
     "placeholder": 'Write it as in format: "Question: {input}\\nAnswer: {output}".',
     "epochs": "Write num_train_epochs: 3, the default.",
     "files": "Write train_file: rows.jsonl, or train_file: [a.jsonl, {file: b.jsonl, weight: 2}].",
+    "trackers": "Write report_to: [tensorboard], and with it or in its place wandb, mlflow or trackio.",
     "target_modules": "Write target_modules: [q_proj, v_proj], or target_modules: all-linear.",
 }
 """For the errors that the sections raise themselves; see `PydanticCustomError` there."""
@@ -137,7 +139,7 @@ def _describe_value(
     if kind == "literal_error":
         return _describe_choice(names, shown, value, origin)
     if kind in _REMEDIES:
-        message = detail["msg"] + (got if kind in ("epochs", "files", "target_modules") else "")
+        message = detail["msg"] + (got if kind in ("epochs", "files", "target_modules", "trackers") else "")
         return Fault(f"{shown} {message}", origin.where, _REMEDIES[kind])
     if kind in _LIMITS:
         words, key = _LIMITS[kind]

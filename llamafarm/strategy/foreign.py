@@ -19,6 +19,7 @@ _MODEL = "base_model.huggingface_id"
 _PRECISION = "hardware.optimization.mixed_precision (no, fp16 or bf16)"
 _SCHEDULE = "training_args.lr_scheduler_type"
 _TARGETS = "method.target_modules"
+_TRACKERS = "monitoring.report_to, any of tensorboard, wandb, mlflow, trackio,"
 _TRAIN_FILE = "dataset.train_file"
 _WORKERS = "training_args.dataloader_num_workers"
 
@@ -30,7 +31,7 @@ _KERNELS = "Kernels are chosen for the machine"
 _NO_CACHE = "Files are read anew in each run, within seconds"
 _NO_HUB_DATA = "Examples are read from files; download a dataset, and name the file in dataset.train_file"
 _NO_PREFERENCES = "Models are trained on answers, not on preferences or rewards"
-_NO_TRACKER = "Metrics are in metrics.jsonl; monitoring.log_tensorboard writes TensorBoard's files"
+_NAMED_RUN = "A run is named after its folder, training_args.output_dir"
 _NO_UPLOAD = "Nothing is uploaded; `hf upload` does it with final_model/"
 _OLDER_LAYERS = "Layers are chosen by name, in method.target_modules"
 _ONE_DEVICE = "One process trains on one device"
@@ -97,8 +98,8 @@ TRANSFORMERS = {
     "gradient_checkpointing": _CHECKPOINTING,
     "gradient_checkpointing_kwargs": "There is one way to checkpoint",
     "optim": _ADAMW,
-    "report_to": _NO_TRACKER,
-    "run_name": "A run is known by its folder, training_args.output_dir",
+    "report_to": "monitoring.report_to",
+    "run_name": _NAMED_RUN,
     "logging_dir": "TensorBoard's files go to logs/ in the run's folder",
     "push_to_hub": _NO_UPLOAD,
     "hub_model_id": _NO_UPLOAD,
@@ -274,13 +275,23 @@ AXOLOTL = {
     "auto_resume_from_checkpoints": TRANSFORMERS["resume_from_checkpoint"],
     "loss_watchdog_threshold": "A loss that is not finite stops the run",
     "loss_watchdog_patience": "A loss that is not finite stops the run",
-    "wandb_project": _NO_TRACKER,
-    "wandb_entity": _NO_TRACKER,
-    "wandb_watch": _NO_TRACKER,
-    "wandb_name": _NO_TRACKER,
-    "wandb_run_id": _NO_TRACKER,
-    "wandb_log_model": _NO_TRACKER,
-    "mlflow_experiment_name": _NO_TRACKER,
+    "use_wandb": "monitoring.report_to (wandb)",
+    "wandb_project": "monitoring.project, beside monitoring.report_to: wandb,",
+    "wandb_entity": "The team is WANDB_ENTITY in the environment",
+    "wandb_mode": "Whether a run is sent is WANDB_MODE in the environment",
+    "wandb_watch": "No gradients are sent; their norm is among the metrics",
+    "wandb_name": _NAMED_RUN,
+    "wandb_run_id": "Every run is a new one to its trackers",
+    "wandb_log_model": _NO_UPLOAD,
+    "use_mlflow": "monitoring.report_to (mlflow)",
+    "mlflow_experiment_name": "monitoring.project, beside monitoring.report_to: mlflow,",
+    "mlflow_run_name": _NAMED_RUN,
+    "mlflow_tracking_uri": "The server is MLFLOW_TRACKING_URI in the environment",
+    "hf_mlflow_log_artifacts": _NO_UPLOAD,
+    "use_trackio": "monitoring.report_to (trackio)",
+    "trackio_project_name": "monitoring.project, beside monitoring.report_to: trackio,",
+    "trackio_run_name": _NAMED_RUN,
+    "trackio_space_id": "Trackio writes on this machine only",
     "use_tensorboard": "monitoring.log_tensorboard",
     "hub_model_id": _NO_UPLOAD,
     "push_dataset_to_hub": _NO_UPLOAD,
@@ -328,7 +339,7 @@ LLAMA_FACTORY = {
     "mask_history": "Every answer of a conversation is trained on",
     "packing": _PACKED,
     "neat_packing": _PACKED,
-    "plot_loss": _NO_TRACKER,
+    "plot_loss": _TRACKERS,
     "pure_bf16": "base_model.torch_dtype (bfloat16)",
     "flash_attn": _KERNELS,
     "use_unsloth": _KERNELS,
@@ -347,7 +358,7 @@ LLAMA_FACTORY = {
     "reward_model": _NO_PREFERENCES,
     "use_galore": _ADAMW,
     "use_badam": _ADAMW,
-    "use_swanlab": _NO_TRACKER,
+    "use_swanlab": _TRACKERS,
     "ray_run_name": _ONE_DEVICE,
     "ray_num_workers": _ONE_DEVICE,
     "freeze_trainable_layers": _OLDER_LAYERS,
@@ -381,7 +392,7 @@ UNSLOTH = {
     "finetune_language_layers": "Models of text are trained",
     "finetune_attention_modules": _TARGETS,
     "finetune_mlp_modules": _TARGETS,
-    "enable_wandb": _NO_TRACKER,
+    "enable_wandb": "monitoring.report_to (wandb)",
     "enable_tensorboard": "monitoring.log_tensorboard",
 }
 

@@ -37,7 +37,7 @@ _PACKED = "rows are packed whenever that is faster, and never see each other"
 _DEVICE = "the model is held where hardware.device says"
 _PROCESSES = "one process trains, so that there is nothing to keep in step"
 _METRICS = "evaluation measures loss and perplexity, and `evaluate` the answers"
-_TRACKER = "no tracker is written to; a run is known by its folder, training_args.output_dir"
+_TRACKIO = "trackio writes on this machine only"
 _KERNELS = "kernels are chosen for the machine"
 _UPLOAD = "nothing is uploaded"
 _SERVICE = "nothing is asked of a paid service: everything runs on this machine"
@@ -125,10 +125,9 @@ RETIRED: dict[str, str] = {
     "training_args.packing_strategy": _PACKED,
     "training_args.padding_free": "rows are laid end to end, without padding",
     "training_args.prediction_loss_only": _METRICS,
-    "training_args.project": _TRACKER,
     "training_args.remove_unused_columns": "of a row, only the keys of its format are read",
     "training_args.restore_callback_states_from_checkpoint": "there are no callbacks",
-    "training_args.run_name": _TRACKER,
+    "training_args.run_name": "a run is known by its folder, training_args.output_dir, for its trackers too",
     "training_args.save_on_each_node": _PROCESSES,
     "training_args.save_only_model": "what a checkpoint holds is not chosen",
     "training_args.save_safetensors": "weights are always saved as safetensors",
@@ -137,9 +136,9 @@ RETIRED: dict[str, str] = {
     "training_args.torch_compile_backend": _OFF,
     "training_args.torch_compile_mode": _OFF,
     "training_args.torch_empty_cache_steps": "what memory to keep is left to PyTorch",
-    "training_args.trackio_bucket_id": _TRACKER,
-    "training_args.trackio_space_id": _TRACKER,
-    "training_args.trackio_static_space_id": _TRACKER,
+    "training_args.trackio_bucket_id": _TRACKIO,
+    "training_args.trackio_space_id": _TRACKIO,
+    "training_args.trackio_static_space_id": _TRACKIO,
     "training_args.use_cache": "training never keeps the keys and values of a pass, answers always do",
     "training_args.use_ipex": _KERNELS,
     "training_args.use_liger_kernel": _KERNELS,
@@ -248,10 +247,6 @@ REFUSED: dict[str, Refused] = {
     "training_args.dataloader_drop_last": Refused("every row is trained on", "Remove it."),
     "training_args.deepspeed": Refused(_NO_CLUSTER, "Remove it; method.type: qlora takes the least memory."),
     "training_args.eval_delay": Refused("evaluation begins with the run", "Write a larger eval_steps.", (0,)),
-    "training_args.eval_on_start": Refused(
-        "training evaluates what it has trained",
-        "Remove it; `evaluate` measures the base beside the tuned model.",
-    ),
     "training_args.fp16": Refused(_PRECISION, "Write hardware.optimization.mixed_precision: fp16."),
     "training_args.fsdp": Refused(_NO_CLUSTER, "Remove it; method.type: qlora takes the least memory."),
     "training_args.fsdp_config": Refused(_NO_CLUSTER, "Remove it."),
@@ -287,11 +282,6 @@ REFUSED: dict[str, Refused] = {
     ),
     "training_args.parallelism_config": Refused(_NO_CLUSTER, "Remove it."),
     "training_args.push_to_hub": Refused(_UPLOAD, "Upload final_model/ with `hf upload`."),
-    "training_args.report_to": Refused(
-        "metrics go to files: metrics.jsonl, and TensorBoard's where they are wanted",
-        "Write monitoring.log_tensorboard: true, or report_to: none.",
-        ("none", ["none"]),
-    ),
     "training_args.resume_from_checkpoint": Refused(
         "a strategy says what to train, and not how far a run of it has come", "Remove the line."
     ),

@@ -38,7 +38,8 @@ class LoopPlan:
 
     `num_epochs` may have a fraction. From `min_epochs` on, training ends early once the metric has not got
     better for `patience` evaluations; None never ends it. Lower is better for every `metric`. With
-    `saves_best`, each new best is saved whether or not `save_every` has come round.
+    `saves_best`, each new best is saved whether or not `save_every` has come round. With `evaluates_first`
+    there is an evaluation before the first step as well, recorded as step 0, which is never the best.
     """
 
     num_rows: int
@@ -49,6 +50,7 @@ class LoopPlan:
     max_steps: int | None = None
     min_epochs: float = 0.0
     evaluate_every: Every | None = None
+    evaluates_first: bool = False
     save_every: Every | None = None
     saves_best: bool = False
     log_every_steps: int = 1
@@ -133,6 +135,8 @@ class Actions(Protocol):
 def run_loop(plan: LoopPlan, actions: Actions) -> LoopState:
     """Run the plan to its end, or to where its metric stops getting better."""
     state = LoopState()
+    if plan.evaluates_first:
+        actions.record(StepRecord(0, 0.0, evaluation=actions.evaluate()), state)
     pending = StepRecord(0, 0.0)
     for step in range(1, plan.num_steps + 1):
         pending.add(actions.take_step(step, plan.rows_of_step(step)))

@@ -1,4 +1,4 @@
-"""What a run leaves to read: `metrics.jsonl`, `run.json`, TensorBoard's `logs/`; and their folder."""
+"""What a run leaves to read: `metrics.jsonl` and `run.json`; and their folder. `trackers/` has the rest."""
 
 from __future__ import annotations
 
@@ -71,32 +71,21 @@ def claim_output_dir(folder: Path, *, overwrite: bool) -> None:
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl`, a line at a time, and to TensorBoard's logs where they are wanted."""
+    """Appends to `metrics.jsonl`, a line at a time; writes nothing where that is not wanted."""
 
-    def __init__(self, folder: Path, *, writes_metrics: bool, writes_tensorboard: bool) -> None:
+    def __init__(self, folder: Path, *, writes_metrics: bool) -> None:
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8") if writes_metrics else None
-        self._board: Any = None
-        if writes_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / LOGS_FOLDER))
 
     def write(self, metrics: Mapping[str, float | int | None]) -> None:
         """Write one line. Values that are not finite become null."""
         if self._file is not None:
             self._file.write(to_json(metrics) + "\n")
             self._file.flush()
-        if self._board is not None:
-            for name, value in metrics.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, metrics["step"])
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import torch
 
 from llamafarm import terminal
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.errors import OutputError
-from llamafarm.hardware.libraries import installed_versions
 from llamafarm.hardware.process import return_freed_memory
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import PackedForward, packed_forward
 from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
+from llamafarm.training.closing import compare_with_base
+from llamafarm.training.description import describe_run
+from llamafarm.training.journal import open_journal
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
 from llamafarm.training.preparation.prepare import Preparation, check_what_was_away, prepare
@@ -55,18 +56,23 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     precision = precision_of(preparation, model)
     preparation.warnings += check_what_was_away(preparation, strategy)
 
+    started = datetime.now(UTC)
     with packed_forward(transformer_of(model), fuses=precision.is_native) as packed:
         preparation.choices.append(_describe_kernels(packed, precision))
         show_preparation(preparation)
         claim_output_dir(preparation.output_dir, overwrite=overwrite)
+        journal = open_journal(loaded, preparation)
         session = Session(
-            preparation, strategy.training_args, strategy.monitoring, model, packed, dropout_plan, precision
+            preparation, strategy.training_args, model, packed, dropout_plan, precision, journal
         )
         state = session.run()
-    result = session.finish(state)
+        result = session.finish(state)
 
     _write_final_model(preparation, loaded, model)
-    write_json(preparation.output_dir / RUN_FILE, _describe_run(loaded, preparation, result))
+    findings = journal.conclude()
+    record = describe_run(loaded, preparation, result, findings, journal.account, started)
+    write_json(preparation.output_dir / RUN_FILE, record)
+    compare_with_base(loaded, preparation, model, result.final_model, findings)
     return result
 
 
@@ -161,24 +167,3 @@ def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: 
             where=str(folder),
             remedy="Make room on the disk and train again; what was saved on the way is in checkpoints/.",
         ) from error
-
-
-def _describe_run(loaded: LoadedStrategy, preparation: Preparation, result: RunResult) -> dict[str, Any]:
-    """Return `run.json`: what was asked for, on what, with what, and what came of it."""
-    return {
-        "strategy": loaded.key,
-        "base_model": preparation.base_shown,
-        "strategy_file": str(loaded.file) if loaded.file else None,
-        "settings": loaded.strategy.model_dump(mode="json"),
-        "origins": {path: str(origin) for path, origin in loaded.origins.items()},
-        "retired": loaded.retired_record,
-        "choices": [asdict(choice) for choice in preparation.choices],
-        "warnings": preparation.warnings,
-        "data": [
-            {"file": str(file.path), "rows": file.num_rows, "sha256": file.sha256}
-            for file in preparation.data_files
-        ],
-        "predicted_memory_bytes": dict(preparation.memory.plan.parts()),
-        "versions": installed_versions(),
-        "result": {**asdict(result), "final_model": str(result.final_model)},
-    }

@@ -12,24 +12,25 @@ import torch
 
 from llamafarm import terminal
 from llamafarm.data.encoding.pack import Pack, pack_rows
-from llamafarm.evaluation.loss import LossResult, measure_loss
+from llamafarm.evaluation.loss import LossResult, measure_losses
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.hardware.speed import measure_peak_flops
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.forward import PackedForward
 from llamafarm.model.weights import Trained, restore_weights, trained_weights
 from llamafarm.planning.duration import RowLengths, training_flops
-from llamafarm.strategy.schema import Method, Monitoring, TrainingArgs
+from llamafarm.strategy.schema import Method, TrainingArgs
 from llamafarm.training.checkpoint import (
     CheckpointRecord,
     read_checkpoint,
     remove_old_checkpoints,
     write_checkpoint,
 )
+from llamafarm.training.journal import Journal
 from llamafarm.training.loop import LoopState, StepRecord, run_loop
 from llamafarm.training.optimizer import OptimizerSettings, build_optimizer
 from llamafarm.training.preparation.prepare import Preparation
-from llamafarm.training.record import CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, MetricsWriter
+from llamafarm.training.record import CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER
 from llamafarm.training.step import Precision, StepResult, run_step
 
 
@@ -64,11 +65,11 @@ class Session:
         self,
         preparation: Preparation,
         args: TrainingArgs,
-        monitoring: Monitoring,
         model: Trained,
         packed: PackedForward,
         dropout_plan: DropoutPlan,
         precision: Precision,
+        journal: Journal,
     ) -> None:
         self._preparation = preparation
         self._model = model
@@ -89,17 +90,9 @@ class Session:
         self._optimizer, self._scheduler = build_optimizer(
             model, optimizer_settings(args, preparation.method), preparation.plan.num_steps
         )
-        self._metrics = MetricsWriter(
-            preparation.output_dir,
-            writes_metrics=monitoring.track_training_metrics,
-            writes_tensorboard=monitoring.log_tensorboard,
-        )
+        self._journal = journal
+        self._account = journal.account
         self._learning_rate = 0.0
-        self._seconds_of_steps = 0.0
-        self._recorded_seconds = 0.0
-        self._flops = 0.0
-        self._num_tokens = 0
-        self._num_supervised_tokens = 0
         self._last_record: StepRecord | None = None
         self._evaluations: dict[int, LossResult] = {}
         self._checkpoints = preparation.output_dir / CHECKPOINTS_FOLDER
@@ -107,11 +100,8 @@ class Session:
     def run(self) -> LoopState:
         """Run the loop to its end, in training mode."""
         self._model.train()
-        with terminal.progress("training", self._preparation.plan.num_steps) as self._progress:
-            try:
-                return run_loop(self._preparation.plan, self)
-            finally:
-                self._metrics.close()
+        with self._journal:
+            return run_loop(self._preparation.plan, self)
 
     def take_step(self, step: int, row_indices: Sequence[int]) -> StepResult:
         """Take one optimizer step over these rows."""
@@ -123,6 +113,7 @@ class Session:
             shares_prefixes=self._preparation.memory.shares_prefixes,
         )
         packs = [pack.to(self._device) for pack in laid_out]
+        self._account.data_seconds += time.perf_counter() - started
         result = run_step(
             partial(self._sum_loss, step),
             packs,
@@ -131,24 +122,30 @@ class Session:
             max_grad_norm=self._max_grad_norm,
             where=f"step {step}, rows {self._show_rows(row_indices)}",
         )
-        self._flops += sum(self._flops_of(pack) for pack in packs)
+        flops = sum(self._flops_of(pack) for pack in packs)
         self._learning_rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         seconds = time.perf_counter() - started
-        self._seconds_of_steps += seconds
-        self._num_tokens += result.num_tokens
-        self._num_supervised_tokens += result.num_supervised_tokens
+        self._account.num_steps += 1
+        self._account.flops += flops
+        self._account.step_seconds += seconds
+        self._account.num_tokens += result.num_tokens
+        self._account.num_supervised_tokens += result.num_supervised_tokens
         terminal.debug(
             f"step {step}  rows {self._show_rows(row_indices)}  packs {len(packs)}  "
             f"tokens {result.num_tokens}  "
             f"loss {result.train_loss:.4f}  grad_norm {result.grad_norm:.4f}  {seconds:.2f} s"
         )
-        self._progress.advance(f"loss {result.train_loss:.4f}  {result.num_tokens / seconds:,.0f} tokens/s")
+        self._journal.take_in_step(step, result, self._learning_rate, seconds, flops)
         return result
 
     def evaluate(self) -> LossResult:
         """Return the loss on the evaluation rows."""
-        return measure_loss(self._packed, self._eval_packs, self._device, self._precision.autocast)
+        num_rows = len(self._preparation.eval_rows)
+        with self._journal.phase("evaluating"):
+            return measure_losses(
+                self._packed, self._eval_packs, num_rows, self._device, self._precision.autocast
+            ).total
 
     def save(self, state: LoopState) -> None:
         """Save a checkpoint, and remove those that are not to be kept."""
@@ -158,38 +155,20 @@ class Session:
             best_metric=state.best_metric if state.best_step else None,
             best_step=state.best_step,
         )
-        write_checkpoint(self._checkpoints, record, self._model, trained_weights(self._model))
-        remove_old_checkpoints(self._checkpoints, keep=self._save_total_limit, best_step=state.best_step)
+        with self._journal.phase("saving"):
+            write_checkpoint(self._checkpoints, record, self._model, trained_weights(self._model))
+            remove_old_checkpoints(self._checkpoints, keep=self._save_total_limit, best_step=state.best_step)
 
     def record(self, record: StepRecord, state: LoopState) -> None:
-        """Write a line of metrics, and say how an evaluation went."""
-        seconds = self._seconds_of_steps - self._recorded_seconds
-        self._recorded_seconds = self._seconds_of_steps
-        evaluation = record.evaluation
+        """Write down what happened since the last record; step 0 has the evaluation before training."""
+        if record.evaluation:
+            self._evaluations[record.step] = record.evaluation
+        if not record.step:
+            assert record.evaluation is not None
+            self._journal.write_baseline(record.evaluation)
+            return
         self._last_record = record
-        self._metrics.write(
-            {
-                "step": record.step,
-                "epoch": round(record.epoch, 6),
-                "train_loss": record.train_loss,
-                "eval_loss": evaluation.loss if evaluation else None,
-                "eval_perplexity": evaluation.perplexity if evaluation else None,
-                "learning_rate": self._learning_rate,
-                "grad_norm": record.grad_norm,
-                "tokens": record.num_tokens,
-                "supervised_tokens": record.num_supervised_tokens,
-                "tokens_per_second": record.num_tokens / seconds,
-                "memory_bytes": peak_memory_bytes(self._preparation.device.kind),
-                "seconds": self._seconds_of_steps,
-            }
-        )
-        if evaluation:
-            self._evaluations[record.step] = evaluation
-            best = "  best so far" if record.is_best else ""
-            terminal.say(
-                f"step {record.step}  epoch {record.epoch:.2f}  train_loss {record.train_loss:.4f}  "
-                f"eval_loss {evaluation.loss:.4f}  eval_perplexity {evaluation.perplexity:.3f}{best}"
-            )
+        self._journal.write(record, self._learning_rate)
 
     def finish(self, state: LoopState) -> RunResult:
         """Put the weights of the best evaluation into the model where that is asked for; sum the run up."""
@@ -204,6 +183,7 @@ class Session:
             terminal.say(f"stopped at step {state.step}: {plan.metric} no longer got better")
         evaluation = self._evaluations.get(chosen_step)
         peak_flops = measure_peak_flops(self._preparation.device.kind, self._preparation.precision.name)
+        account = self._account
         assert self._last_record is not None
         return RunResult(
             final_model=self._preparation.output_dir / FINAL_MODEL_FOLDER,
@@ -214,11 +194,11 @@ class Session:
             eval_perplexity=evaluation.perplexity if evaluation else None,
             best_step=state.best_step or None,
             stopped_early=state.stopped_early,
-            num_tokens=self._num_tokens,
-            num_supervised_tokens=self._num_supervised_tokens,
-            train_seconds=self._seconds_of_steps,
-            flops_per_second=self._flops / self._seconds_of_steps,
-            part_of_peak=self._flops / self._seconds_of_steps / peak_flops,
+            num_tokens=account.num_tokens,
+            num_supervised_tokens=account.num_supervised_tokens,
+            train_seconds=account.step_seconds,
+            flops_per_second=account.flops / account.step_seconds,
+            part_of_peak=account.flops / account.step_seconds / peak_flops,
             peak_memory_bytes=peak_memory_bytes(self._preparation.device.kind),
         )
 

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafarm.kernels.loss import Head, sum_cross_entropy, sum_head_loss
+from llamafarm.kernels.loss import (
+    CHUNK_POSITIONS,
+    Head,
+    cross_entropies,
+    head_losses,
+    sum_cross_entropy,
+    sum_head_loss,
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -97,3 +104,61 @@ def test_a_loss_beyond_what_a_chance_can_tell_is_exact_all_the_same(dtype: torch
     loss.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
     torch.testing.assert_close(hidden.grad.float(), torch.tensor([[1.0], [-0.2689]]), rtol=0.01, atol=0)
+
+
+def dense_logits(hidden: torch.Tensor, head: Head) -> torch.Tensor:
+    """Return the logits that a head stands for, all at once and in fp32."""
+    logits = hidden.float() @ head.weight_VD.float().t() * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_positions=st.integers(0, 300),
+    num_tokens=st.sampled_from([2, 50, 301]),
+    scale=st.sampled_from([1.0, 0.0625, 3.0]),
+    softcap=st.none() | st.sampled_from([2.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_losses_of_a_head_are_the_cross_entropies_of_its_dense_logits(
+    num_positions: int, num_tokens: int, scale: float, softcap: float | None, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_positions, 16, generator=generator)
+    weight = torch.randn(num_tokens, 16, generator=generator)
+    targets = torch.randint(num_tokens, (num_positions,), generator=generator)
+    for dtype, rtol, atol in ((torch.float32, 1e-5, 1e-4), (torch.bfloat16, 0.02, 0.3)):
+        head = Head(weight.to(dtype), scale, softcap)
+        losses = head_losses(hidden.to(dtype), head, targets)
+        expected = torch.nn.functional.cross_entropy(
+            dense_logits(hidden.to(dtype), head), targets, reduction="none"
+        )
+        assert losses.dtype == torch.float32 and losses.shape == (num_positions,)
+        torch.testing.assert_close(losses, expected, rtol=rtol, atol=atol)
+        total = sum_head_loss(hidden.to(dtype), head, targets)
+        torch.testing.assert_close(losses.sum(), total, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_positions", [1, 127, 128, 129, 256, 300])
+def test_a_loss_stands_at_its_own_position_whatever_chunk_it_falls_into(num_positions: int) -> None:
+    assert CHUNK_POSITIONS["cpu"] == 128
+    hidden = torch.arange(num_positions, dtype=torch.float32)[:, None] / 100
+    head = Head(torch.tensor([[0.0], [1.0]]))
+    losses = head_losses(hidden, head, torch.zeros(num_positions, dtype=torch.long))
+    torch.testing.assert_close(losses, torch.log1p(hidden[:, 0].exp()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_positions=st.integers(0, 12), vocabulary=st.integers(1, 30), seed=st.integers(0, 1000))
+def test_cross_entropies_are_the_negative_log_likelihoods_of_each_target(
+    num_positions: int, vocabulary: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(num_positions, vocabulary, generator=generator)
+    targets = torch.randint(vocabulary, (num_positions,), generator=generator)
+    for given_logits in (logits, logits.bfloat16(), logits.half()):
+        losses = cross_entropies(given_logits, targets)
+        expected = -torch.log_softmax(given_logits.double(), dim=-1)[range(num_positions), targets]
+        assert losses.dtype == torch.float32
+        torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(losses.sum(), sum_cross_entropy(given_logits, targets))

@@ -114,6 +114,10 @@ PROOFS: dict[str, str] = {
     "hardware.optimization.gradient_checkpointing": RUN + "test_gradient_checkpointing_computes_layers_again",
     "monitoring.log_tensorboard": RUN
     + "test_without_wishes_there_are_no_tensorboard_logs_and_metrics_can_be_switched_off",
+    "monitoring.project": "training/trackers/test_open.py::"
+    "test_a_run_has_the_names_and_settings_of_its_strategy",
+    "monitoring.report_to": "training/trackers/test_open.py::"
+    "test_a_training_run_writes_to_the_trackers_that_its_strategy_names_and_survives_them",
     "monitoring.save_checkpoints": PREPARE + "test_checkpoints_can_be_switched_off_as_a_whole",
     "monitoring.track_training_metrics": RUN
     + "test_without_wishes_there_are_no_tensorboard_logs_and_metrics_can_be_switched_off",

@@ -80,6 +80,28 @@ def test_the_command_line_may_retire_too(loaded: Load) -> None:
     assert retired.origin.where == "--set training_args.fp16_backend"
 
 
+def test_report_to_is_read_as_in_transformers_but_for_all(loaded: Load, refused: Refuse) -> None:
+    found = loaded("s: {training_args: {report_to: [wandb, tensorboard], project: asthma}}").strategy
+    assert found.monitoring.trackers == ("wandb", "tensorboard")
+    assert found.monitoring.project == "asthma"
+    error = refused("s: {training_args: {report_to: all}}")
+    assert error.problem == (
+        "monitoring.report_to must name the trackers, as nothing is sent unasked (got the text 'all')"
+    )
+    assert error.remedy.startswith("Write report_to: [tensorboard]")
+    assert (
+        "must be one of tensorboard, wandb, mlflow, trackio"
+        in refused("s: {monitoring: {report_to: comet_ml}}").problem
+    )
+    assert "Write report_to: mlflow." in refused("s: {monitoring: {report_to: [mlfow]}}").remedy
+    assert "must be a list" in refused("s: {monitoring: {report_to: 3}}").problem
+    assert (
+        "there twice"
+        in refused("s: {training_args: {report_to: wandb}, monitoring: {report_to: mlflow}}").problem
+    )
+    assert "a name of up to 100" in refused("s: {monitoring: {project: a/b}}").problem
+
+
 # Every spelling of section 2 of what the original had, with a value in use there.
 UPSTREAM: list[tuple[str, object, str]] = [
     ("base_model.cache_dir", "./cache", "setting"),
@@ -150,7 +172,7 @@ UPSTREAM: list[tuple[str, object, str]] = [
     ("training.num_epochs", 3, "setting"),
     ("training_args.max_seq_length", 512, "setting"),
     ("training_args.remove_unused_columns", False, "retired"),
-    ("training_args.report_to", "none", "retired"),
+    ("training_args.report_to", "none", "setting"),
     ("training_args.save_safetensors", True, "retired"),
 ]
 
@@ -215,6 +237,10 @@ def test_the_tables_of_other_tools_are_full_and_lead_somewhere() -> None:
         ("lora_r", "PEFT's lora_r is method.r here."),
         ("load_in_4bit", "Write method.type: qlora for a base in 4 bits; remove the key."),
         ("random_state", "Unsloth's random_state is environment.seed here."),
+        (
+            "wandb_project",
+            "Axolotl's wandb_project is monitoring.project, beside monitoring.report_to: wandb, here.",
+        ),
         ("completion_only_loss", "Only answers are trained on; remove the key."),
         ("quantity_of_cheese", ""),
     ],

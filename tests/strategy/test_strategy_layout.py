@@ -123,6 +123,8 @@ VALUES: dict[str, object] = {
     "hardware.precision.cuda.use_tf32": True,
     "model_app.config.default_model": "mine",
     "monitoring.log_level": "debug",
+    "monitoring.project": "asthma",
+    "monitoring.report_to": ("wandb", "mlflow"),
     "monitoring.track_training_metrics": False,
     "training_args.dataloader_num_workers": 3,
     "training_args.eval_strategy": "epoch",

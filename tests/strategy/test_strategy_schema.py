@@ -77,6 +77,25 @@ def test_a_strategy_survives_json(epochs: object, modules: object, stops: list[s
     assert Strategy.model_validate(strategy.model_dump()) == strategy
 
 
+@pytest.mark.parametrize(
+    ("written", "trackers"),
+    [
+        ({}, ()),
+        ({"report_to": "none"}, ()),
+        ({"report_to": ["none"]}, ()),
+        ({"report_to": "WandB"}, ("wandb",)),
+        ({"report_to": ["mlflow", "wandb", "mlflow"]}, ("mlflow", "wandb")),
+        ({"log_tensorboard": True}, ("tensorboard",)),
+        ({"log_tensorboard": True, "report_to": ["trackio", "tensorboard"]}, ("tensorboard", "trackio")),
+        ({"log_tensorboard": False, "report_to": "tensorboard"}, ("tensorboard",)),
+    ],
+)
+def test_trackers_are_a_word_or_a_list(written: dict[str, Any], trackers: tuple[str, ...]) -> None:
+    strategy = Strategy.model_validate({"monitoring": written})
+    assert strategy.monitoring.trackers == trackers
+    assert Strategy.model_validate(json.loads(strategy.model_dump_json())) == strategy
+
+
 def test_a_range_of_epochs() -> None:
     strategy = Strategy.model_validate({"training_args": {"num_train_epochs": "5-10"}})
     assert strategy.training_args.num_train_epochs == EpochRange(minimum=5, maximum=10)

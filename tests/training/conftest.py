@@ -72,6 +72,8 @@ def load(tmp_path: Path, tiny_base: Path) -> Load:
             "training_args.output_dir": str(tmp_path / output),
             "training_args.num_train_epochs": 1,
             "training_args.learning_rate": 0.005,
+            # What is asked and compared at the end has tests of its own.
+            "monitoring.sample_rows": 0,
             "hardware.device": "cpu",
             # What a processor computes in by itself depends on the processor; None leaves it to it.
             "hardware.optimization.mixed_precision": "no",

@@ -150,8 +150,8 @@ def test_the_best_checkpoint_becomes_the_final_model(
     monkeypatch: pytest.MonkeyPatch,
     variant: str,
 ) -> None:
-    losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(session, "measure_loss", lambda *_: LossResult(next(losses), 10))
+    losses = iter([4.0, 3.0, 1.0, 2.0])
+    monkeypatch.setattr(session.Session, "evaluate", lambda _: LossResult(next(losses), 10))
     result = train(num_eval_rows=2, **settings_of(variant), training_args__load_best_model_at_end=True)
     assert (result.best_step, result.num_steps) == (4, 6)
     expected = logits_of(trained_models[0], token_ids)
@@ -208,12 +208,13 @@ def test_a_full_model_is_measured_beside_its_base(
     conversations = read_data_file(Path(str(load(make_rows(8)).strategy.dataset.train_file))).conversations
     opened = open_final_model(result.final_model, "cpu")
     assert opened.is_tuned
-    base, tuned = evaluate_model(opened, conversations, "rows")
-    assert (base.which, tuned.which) == ("base", "tuned")
-    assert tuned.loss.loss < base.loss.loss
+    base, tuned = evaluate_model(opened, conversations, "rows").measured
+    assert (base.name, tuned.name) == ("base", "tuned")
+    assert tuned.losses.total.loss < base.losses.total.loss
     lone_base = opened.as_base()
     assert not lone_base.is_tuned and lone_base.base_name == str(tiny_base)
-    assert evaluate_model(lone_base, conversations, "rows")[0].loss == base.loss
+    (alone,) = evaluate_model(lone_base, conversations, "rows").measured
+    assert alone.losses.total == base.losses.total
 
 
 def test_gradient_checkpointing_changes_nothing_for_all_weights(train: Train) -> None:

@@ -66,8 +66,8 @@ def eval_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let evaluations give these losses, one after the other."""
 
     def give(*losses: float) -> None:
-        coming: Iterator[float] = iter(losses)
-        monkeypatch.setattr(session, "measure_loss", lambda *_: LossResult(next(coming), 10))
+        coming: Iterator[float] = iter((5.0, *losses))  # the first is of before training
+        monkeypatch.setattr(session.Session, "evaluate", lambda _: LossResult(next(coming), 10))
 
     return give
 
@@ -217,14 +217,15 @@ def test_as_many_checkpoints_are_kept_as_asked(
 def test_metrics_have_a_line_for_every_logged_step(train: Callable[..., RunResult], tmp_path: Path) -> None:
     result = train(num_eval_rows=2, training_args__logging_steps=2, monitoring__log_tensorboard=True)
     lines = metrics_of(result)
-    assert [line["step"] for line in lines] == [2, 3, 4, 6]
-    assert set(lines[0]) == {
+    assert [line["step"] for line in lines] == [0, 2, 3, 4, 6]
+    assert set(lines[0]) == set(lines[1]) == {
         "step", "epoch", "train_loss", "eval_loss", "eval_perplexity", "learning_rate", "grad_norm",
-        "tokens", "supervised_tokens", "tokens_per_second", "memory_bytes", "seconds",
+        "tokens", "supervised_tokens", "tokens_per_second", "memory_bytes", "gpu_utilization", "seconds",
     }  # fmt: skip
-    assert [line["eval_loss"] is None for line in lines] == [True, False, True, False]
-    assert sum(line["tokens"] for line in lines) == result.num_tokens
-    assert sum(line["supervised_tokens"] for line in lines) == result.num_supervised_tokens
+    assert [line["eval_loss"] is None for line in lines] == [False, True, False, True, False]
+    assert lines[0]["train_loss"] is None
+    assert sum(line["tokens"] for line in lines[1:]) == result.num_tokens
+    assert sum(line["supervised_tokens"] for line in lines[1:]) == result.num_supervised_tokens
     assert lines[-1]["train_loss"] == result.train_loss
     assert lines[-1]["epoch"] == 2.0
     assert list((tmp_path / "run" / "logs").glob("events.out.tfevents.*"))
@@ -352,16 +353,16 @@ def test_evaluation_packs_have_at_most_the_rows_they_may(
     train: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    measure = session.measure_loss
+    measure = session.measure_losses
     monkeypatch.setattr(
         session,
-        "measure_loss",
+        "measure_losses",
         lambda model, packs, *rest: seen.append(len(packs)) or measure(model, packs, *rest),
     )
     for most in (None, 1):
         train(f"most-{most}", num_eval_rows=3, training_args__max_steps=1,
               training_args__per_device_eval_batch_size=most)  # fmt: skip
-    assert seen == [1, 3]
+    assert seen == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ def test_the_log_level_says_what_is_printed(
     monkeypatch.setattr(terminal, "mode", terminal.Mode())
     train(training_args__max_steps=1, monitoring__log_level=level)
     said = capsys.readouterr().err
-    assert ("grad_norm" in said, "training rows" in said) == is_shown
+    assert ("  rows " in said, "training rows" in said) == is_shown
 
 
 def test_tokenizing_threads_are_as_many_as_the_strategy_says(

@@ -57,6 +57,15 @@ class Pack:
         return prefix**2 + sum(squares)
 
     @property
+    def target_rows(self) -> NDArray[np.int64]:
+        """Return of which row each supervised token is (S,)."""
+        ends = np.cumsum(self.document_lengths)
+        # The target stands one place after the position that predicts it.
+        documents_S = np.searchsorted(ends, self.supervised_positions_S.cpu().numpy() + 1, side="right")
+        rows_S: NDArray[np.int64] = np.array(self.row_indices, np.int64)[documents_S - self.has_prefix]
+        return rows_S
+
+    @property
     def num_tokens(self) -> int:
         """Return the pack's length in tokens."""
         return len(self.token_ids_T)

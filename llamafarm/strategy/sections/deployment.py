@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-from llamafarm.strategy.sections.base import AtLeastOne, Positive, Section, TextList, read_lower_case
+from llamafarm.strategy.sections.base import (
+    AtLeastOne,
+    NotNegativeInt,
+    Positive,
+    Section,
+    TextList,
+    read_lower_case,
+)
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -77,13 +85,68 @@ class Export(Section):
     """Parameters written into the Ollama model."""
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+_NO_TRACKERS = ("none", "no", "")
+
+
+def _read_trackers(value: Any) -> Any:
+    """Read a word or a list of them, and the ways to say that there are none, as in transformers."""
+    words = [value] if isinstance(value, str) else value
+    if value is None or value is False:
+        return ()
+    if not isinstance(words, list | tuple):
+        return value
+    words = [read_lower_case(word) for word in words]
+    if "all" in words:
+        raise PydanticCustomError("trackers", "must name the trackers, as nothing is sent unasked")
+    if len(words) == 1 and words[0] in _NO_TRACKERS:
+        return ()
+    # Each once; a word that is none is left for its own fault.
+    return [word for place, word in enumerate(words) if word not in words[:place]]
+
+
+_TRACKER_NAMES = get_args(TrackerName)
+Trackers = Annotated[
+    tuple[TrackerName, ...],
+    Field(strict=False),
+    BeforeValidator(_read_trackers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": [*_TRACKER_NAMES, *_NO_TRACKERS]},
+                {"type": "array", "items": {"enum": [*_TRACKER_NAMES]}},
+                {"type": "array", "items": {"const": "none"}, "maxItems": 1},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+"""A word or a list in the file, a tuple here."""
+
+
 class Monitoring(Section):
     """What a run records."""
 
     track_training_metrics: bool = True
     """Write `metrics.jsonl`, a line for each logged step. False keeps no record of how training went."""
     log_tensorboard: bool = False
-    """Write the metrics for TensorBoard too, into the run's `logs/`."""
+    """Write the metrics for TensorBoard too, into the run's `logs/`: the same as naming it in `report_to`."""
+    report_to: Trackers = ()
+    """Write the metrics and the strategy's settings to these trackers too: tensorboard, into the run's
+    `logs/`; wandb, into `logs/wandb/`, and sent only with an API key or as `WANDB_MODE` says; mlflow, to
+    `MLFLOW_TRACKING_URI` or else into `logs/mlflow/`; trackio, into its database on this machine. All but
+    tensorboard need an extra, such as `pip install 'llamafarm-finetune[wandb]'`. One that fails on the way
+    is warned of, and the run goes on."""
+    project: str | None = Field(default=None, pattern=r"^[^\s/\\#?%:][^/\\#?%:\x00-\x1f]{0,99}$")
+    """Name of the project, for mlflow the experiment, that the trackers put the run into, under the name of
+    its folder. Unset: the strategy's key."""
+    sample_rows: NotNegativeInt = 8
+    """Held-out rows on which the trained model is set beside its base at the end of a run, for the report:
+    loss, answers, and the loss on general text. Takes the time of that many answers, twice; 0 leaves it
+    out."""
+    general_file: str | None = Field(default=None, min_length=1)
+    """Text on which forgetting is measured, a paragraph a line, or a data file. Unset: some general English
+    that comes with the package; name one in the language of your work."""
     save_checkpoints: bool = True
     """False saves no checkpoints, whatever `training_args.save_strategy` says, but for the best one where
     `load_best_model_at_end` is to read it back: nothing to resume from."""
@@ -92,6 +155,12 @@ class Monitoring(Section):
     )
     """What is printed of a run: `debug` adds a line for each step, `warning` leaves warnings and errors,
     `error` errors only. Results are always printed."""
+
+    @property
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """Return what the metrics are written to beside `metrics.jsonl`, each once."""
+        by_itself: tuple[TrackerName, ...] = ("tensorboard",) if self.log_tensorboard else ()
+        return tuple(dict.fromkeys(by_itself + self.report_to))
 
 
 class ModelAppConfig(Section):

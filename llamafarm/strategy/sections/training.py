@@ -73,6 +73,9 @@ class TrainingArgs(Section):
     eval_steps: AtLeastOne | None = None
     """Optimizer steps between two evaluations; 50 to 100 is usual. Each costs a pass over the evaluation
     rows. Unset: 50 where `eval_strategy` is steps."""
+    eval_on_start: bool = True
+    """Evaluate once before the first step, wherever there are evaluations: what the base gives, which tells a
+    learning rate that is too low and evaluation rows of another kind. Costs one evaluation."""
     save_strategy: When | None = None
     """When to save a checkpoint to resume from: `no`, every `save_steps` steps, or after each epoch. Unset:
     by `save_steps` where that is given, else with each evaluation, else by epoch."""

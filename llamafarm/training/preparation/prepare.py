@@ -14,8 +14,9 @@ import torch
 from llamafarm.data.encoding.fitting import Limits
 from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.data.encoding.template import ChatTemplate
-from llamafarm.data.reading.records import FileReport
+from llamafarm.data.reading.records import FileReport, ReadOptions
 from llamafarm.errors import DataError
+from llamafarm.evaluation.general import read_general_text
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
 from llamafarm.hardware.process import keep_few_kernels
@@ -31,7 +32,7 @@ from llamafarm.model.load import (
 from llamafarm.model.prompt import build_template
 from llamafarm.planning.fit import MemoryDecision
 from llamafarm.planning.guide.match import most_rows_at_once
-from llamafarm.strategy.load import LoadedStrategy
+from llamafarm.strategy.load import LoadedStrategy, resolve_path
 from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
 from llamafarm.training.export import check_export, describe_export, wants_export
 from llamafarm.training.loop import Every, LoopPlan
@@ -44,9 +45,10 @@ from llamafarm.training.preparation.rows import (
     Tables,
     limits_of,
     read_tables,
-    settle_rows,
     wants_evaluation,
 )
+from llamafarm.training.preparation.selection import settle_rows
+from llamafarm.training.trackers.open import check_trackers
 
 
 @dataclass(slots=True)
@@ -63,6 +65,10 @@ class Preparation:
     method: Method
     train_rows: EncodedRows
     eval_rows: EncodedRows
+    held_out: tuple[tuple[Path, tuple[int, ...]], ...]
+    num_leaked_rows: int
+    reading: ReadOptions
+    template_origin: str
     data_files: list[FileReport]
     plan: LoopPlan
     memory: MemoryDecision
@@ -81,6 +87,9 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     strategy = loaded.strategy
     choices: list[Choice] = []
     warnings: list[str] = check_method(loaded)
+    check_trackers(strategy.monitoring.trackers)
+    if strategy.monitoring.sample_rows:
+        read_general_text(general_file_of(loaded))
 
     device = find_device(strategy.hardware.device)
     choices.append(Choice("device", device.description, device.why))
@@ -92,13 +101,14 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
 
     method = prepare_method(strategy.method, base, device, choices, memory_is_short=False)
 
-    tokenizer, template = _settle_template(loaded, base, choices)
+    tokenizer, template, template_origin = _settle_template(loaded, base, choices)
 
     limits = limits_of(strategy.data_preprocessing, load_config(base))
     _use_tokenizer_threads(strategy)
     tables = read_tables(loaded, tokenizer, template, limits, scratch_dir)
     files = [table.report for table in tables.all]
-    train_rows, eval_rows = settle_rows(loaded, tables, limits, choices, warnings)
+    selection = settle_rows(loaded, tables, limits, choices, warnings)
+    train_rows, eval_rows = selection.train_rows, selection.eval_rows
     _check_rows_left(strategy, train_rows, eval_rows, tables, limits)
     plan = _settle_loop(strategy, len(train_rows), device, choices, has_evaluation=bool(eval_rows))
     figures = gate_figures(base, tokenizer, template, method.type)
@@ -119,6 +129,10 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         method=method,
         train_rows=train_rows,
         eval_rows=eval_rows,
+        held_out=selection.held_out,
+        num_leaked_rows=selection.num_leaked_rows,
+        reading=ReadOptions.of(strategy.dataset, strategy.data_preprocessing),
+        template_origin=template_origin,
         data_files=files,
         plan=plan,
         memory=memory,
@@ -129,15 +143,23 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     )
 
 
-def _settle_template(loaded: LoadedStrategy, base: Base, choices: list[Choice]) -> tuple[Any, ChatTemplate]:
-    """Return the tokenizer and the template; an export that is asked for must have a place for both."""
+def general_file_of(loaded: LoadedStrategy) -> Path | None:
+    """Return the general text that a strategy names. Raises `StrategyError` if it is not there."""
+    named = loaded.strategy.monitoring.general_file
+    return resolve_path(named, loaded) if named is not None else None
+
+
+def _settle_template(
+    loaded: LoadedStrategy, base: Base, choices: list[Choice]
+) -> tuple[Any, ChatTemplate, str]:
+    """Return the tokenizer, the template and where it is from; an export must have a place for both."""
     wanted, tokenizer = loaded.strategy.prompt_template, load_tokenizer(base)
     template, origin = build_template(tokenizer, wanted.format, wanted.system)
     choices.append(Choice("template", f"answers end with {template.end_of_turn}", origin))
     if wants_export(loaded.strategy):
         check_export(loaded, base, tokenizer, template)
         choices.append(Choice("export", *describe_export(loaded)))
-    return tokenizer, template
+    return tokenizer, template, origin
 
 
 def _settle_loop(
@@ -234,6 +256,7 @@ def plan_loop(strategy: Strategy, num_train_rows: int, *, has_evaluation: bool) 
         seed=seed if preprocessing.seed is None else preprocessing.seed,
         max_steps=args.max_steps,
         evaluate_every=evaluate_every,
+        evaluates_first=args.eval_on_start and evaluate_every is not None,
         save_every=_saving_rhythm(args, evaluate_every) if strategy.monitoring.save_checkpoints else None,
         saves_best=args.load_best_model_at_end and evaluate_every is not None,
         log_every_steps=args.logging_steps,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafarm.data.encoding.pack import build_pack, pack_rows
+from llamafarm.data.encoding.pack import Pack, build_pack, pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
 
 
@@ -101,3 +101,71 @@ def test_a_pack_moves_whole(device: str) -> None:
     tensors = moved.token_ids_T, moved.position_ids_T, moved.supervised_positions_S, moved.targets_S
     assert {tensor.device.type for tensor in tensors} == {device}
     assert (moved.document_lengths, moved.row_indices) == (pack.document_lengths, pack.row_indices)
+
+
+def rows_and_tokens_of(pack: Pack) -> list[tuple[int, int]]:
+    return list(zip(pack.target_rows.tolist(), pack.targets_S.tolist(), strict=True))
+
+
+def supervised_tokens_of(rows: list[EncodedRow], pack: Pack) -> list[tuple[int, int]]:
+    """Return each supervised token of a pack's rows after the row's index, read from the rows themselves."""
+    return [
+        (index, int(token))
+        for index in pack.row_indices
+        for token, is_supervised in zip(
+            rows[index].token_ids_T[1:], rows[index].is_supervised_T[1:], strict=True
+        )
+        if is_supervised
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.sampled_from([0, 40, 70]), st.integers(1, 40)), min_size=1, max_size=20),
+    share_supervised=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    max_pack_tokens=st.integers(1, 400),
+    shares_prefixes=st.booleans(),
+    order=st.randoms(use_true_random=False),
+)
+def test_each_target_is_of_the_row_that_has_it(
+    shapes: list[tuple[int, int]],
+    share_supervised: float,
+    max_pack_tokens: int,
+    shares_prefixes: bool,
+    order: np.random.Generator,
+) -> None:
+    rows = []
+    for number, (num_shared, num_own) in enumerate(shapes):
+        own = make_row(num_own, number, share_supervised)
+        beginning = np.arange(2000, 2000 + num_shared, dtype=np.int32)
+        rows.append(
+            EncodedRow(
+                np.concatenate([beginning, own.token_ids_T]),
+                np.concatenate([np.zeros(num_shared, np.bool_), own.is_supervised_T]),
+                number,
+            )
+        )
+    indices = list(range(len(rows)))
+    order.shuffle(indices)  # type: ignore[arg-type]
+    packs = pack_rows(rows, indices, max_pack_tokens, shares_prefixes=shares_prefixes)
+    num_targets_N = np.zeros(len(rows), np.int64)
+    for pack in packs:
+        assert rows_and_tokens_of(pack) == supervised_tokens_of(rows, pack)
+        num_targets_N += np.bincount(pack.target_rows, minlength=len(rows))
+    assert num_targets_N.tolist() == [row.num_supervised_tokens for row in rows]
+
+
+def test_targets_are_of_their_rows_after_a_shared_prefix() -> None:
+    rows = [
+        EncodedRow(np.array([*range(64), *own], np.int32), np.arange(64 + len(own)) > 64, number)
+        for number, own in enumerate([[70, 71, 72], [80, 81], [90, 91, 92, 93]])
+    ]
+    (pack,) = pack_rows(rows, [2, 0, 1], 1000, shares_prefixes=True)
+    assert pack.has_prefix and pack.num_tokens < sum(row.num_tokens for row in rows)
+    assert sorted(rows_and_tokens_of(pack)) == [(0, 71), (0, 72), (1, 81), (2, 91), (2, 92), (2, 93)]
+
+
+def test_a_pack_without_targets_has_no_rows_of_them() -> None:
+    pack = build_pack([make_row(4, 1, 0.0), make_row(1, 2, 1.0)], [3, 5])
+    assert pack.target_rows.tolist() == []
+    assert pack.target_rows.dtype == np.int64

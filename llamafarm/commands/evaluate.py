@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +22,9 @@ from llamafarm.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from llamafarm.data.conversation import Conversation
     from llamafarm.data.reading.records import DataFile
     from llamafarm.evaluation.evaluate import Evaluation
+    from llamafarm.evaluation.general import GeneralText
     from llamafarm.inference.open import OpenModel
 
 
@@ -43,9 +44,7 @@ def evaluate(
         ),
     ] = None,
     uses_base: Annotated[bool, typer.Option("--base", help="Measure the base model alone.")] = False,
-    num_rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Only the first rows.")
-    ] = None,
+    num_rows: Annotated[int | None, typer.Option("--rows", min=1, help="Only the first rows.")] = None,
     general: Annotated[
         str | None,
         typer.Option(
@@ -66,12 +65,10 @@ def evaluate(
     and how many repeat themselves; what was forgotten of general text. Behind each change from base to tuned
     stands the interval that it lies in 19 times of 20. Of a run's own model it is kept in evaluation.json.
     """
-    from llamafarm.evaluation.evaluate import evaluate_model
-
     set_mode(prints_json=prints_json, is_quiet=is_quiet)
     data = _read_rows(strategy, strategy_file, settings, eval_dataset, is_alone=bool(models))
-    conversations = data.conversations[:num_rows]
-    paragraphs, general_name = _read_general(general)
+    data = replace(data, conversations=data.conversations[:num_rows])
+    general_text = _read_general(general)
     evaluations: list[Evaluation] = []
     records: list[dict[str, Any]] = []
     bases: set[str] = set()
@@ -79,17 +76,10 @@ def evaluate(
         # One at a time in memory: what is kept of each are its figures.
         opened = open_model(model, strategy, strategy_file, settings, uses_base=uses_base)
         name = _name_of(opened.name) if models and len(models) > 1 else "tuned"
-        evaluation = evaluate_model(
-            opened,
-            conversations,
-            str(data.path),
-            paragraphs,
-            with_base=opened.base_name not in bases,
-            tuned_name=name,
-        )
+        evaluation = _evaluate(opened, name, data, general_text, with_base=opened.base_name not in bases)
         bases.add(opened.base_name)
         evaluations.append(evaluation)
-        records.append(_describe(opened, evaluation, data, general_name, paragraphs))
+        records.append(_describe(opened, evaluation, data, general_text))
         if not models or len(models) == 1:
             keep_with_run(opened, records[0])
     if prints_json:
@@ -98,6 +88,21 @@ def evaluate(
         show_evaluation(evaluations[0], num_examples)
     else:
         show_side_by_side(evaluations, num_examples)
+
+
+def _evaluate(
+    opened: OpenModel, name: str, data: DataFile, general: GeneralText, *, with_base: bool
+) -> Evaluation:
+    from llamafarm.evaluation.evaluate import evaluate_model
+
+    return evaluate_model(
+        opened,
+        data.conversations,
+        str(data.path),
+        general.paragraphs,
+        with_base=with_base,
+        tuned_name=name,
+    )
 
 
 def _name_of(name: str) -> str:
@@ -138,27 +143,18 @@ def _read_rows(
     return data
 
 
-def _read_general(named: str | None) -> tuple[list[Conversation], str | None]:
-    """Return the paragraphs of general text, and what it is called; none for `no`."""
-    from llamafarm.evaluation.general import name_of, read_general_text
+def _read_general(named: str | None) -> GeneralText:
+    """Return the general text; an empty one for `no`."""
+    from llamafarm.evaluation.general import GeneralText, read_general_text
 
-    if named == "no":
-        return [], None
-    path = Path(named) if named else None
-    return read_general_text(path), name_of(path)
+    return GeneralText.nothing() if named == "no" else read_general_text(Path(named) if named else None)
 
 
 def _describe(
-    opened: OpenModel,
-    evaluation: Evaluation,
-    data: DataFile,
-    general_name: str | None,
-    paragraphs: list[Conversation],
+    opened: OpenModel, evaluation: Evaluation, data: DataFile, general: GeneralText
 ) -> dict[str, Any]:
-    from llamafarm.evaluation.general import num_words
     from llamafarm.evaluation.record import describe_evaluation
 
-    general = None if general_name is None else {"name": general_name, "num_words": num_words(paragraphs)}
     return {
         "model": opened.name,
         "base_model": opened.base_name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm.evaluation.evaluate import Evaluation
+from llamafarm.evaluation.general import GeneralText
 from llamafarm.strict_json import to_json
 
 EVALUATION_FILE = "evaluation.json"
@@ -21,7 +22,7 @@ def describe_evaluation(
     evaluation: Evaluation,
     file: str,
     sha256: str | None,
-    general: Mapping[str, Any] | None,
+    general: GeneralText,
     max_new_tokens: int,
     *,
     is_held_out: bool,
@@ -31,7 +32,7 @@ def describe_evaluation(
         "file": file,
         "sha256": sha256,
         "is_held_out": is_held_out,
-        "general": general,
+        "general": general.as_record(),
         "max_new_tokens": max_new_tokens,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **evaluation.as_record(_MOST_ANSWERS),

@@ -16,7 +16,7 @@ from llamafarm.data.reading.files import data_files
 from llamafarm.data.reading.records import DataReader, ReadOptions
 from llamafarm.errors import LlamaFarmError
 from llamafarm.evaluation.evaluate import Evaluation, evaluate_model
-from llamafarm.evaluation.general import name_of, num_words, read_general_text
+from llamafarm.evaluation.general import read_general_text
 from llamafarm.evaluation.record import describe_evaluation, write_evaluation
 from llamafarm.findings.finding import Finding
 from llamafarm.inference.generate import GenerationSettings
@@ -25,7 +25,8 @@ from llamafarm.model.adapter import is_removable
 from llamafarm.model.weights import ADAPTER, Trained, form_of
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import Strategy
-from llamafarm.training.preparation.prepare import Preparation, general_file_of
+from llamafarm.training.preparation.monitoring import general_file_of
+from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.preparation.rows import trained_part_of
 
 
@@ -51,18 +52,17 @@ def compare_with_base(
             return None
         which = "held-out rows" if is_held_out else "training rows, as none is held out"
         terminal.heading(f"beside the base, on {len(conversations)} {which}")
-        general_file = general_file_of(loaded)
-        paragraphs = read_general_text(general_file)
+        general = read_general_text(general_file_of(loaded))
         opened = _as_open_model(loaded.strategy, preparation, model, final_model)
         model.eval()
         evaluation = evaluate_model(
-            opened, conversations, where, paragraphs, known=[finding.name for finding in findings]
+            opened, conversations, where, general.paragraphs, known=[finding.name for finding in findings]
         )
         record = describe_evaluation(
             evaluation,
             where,
             None,
-            {"name": name_of(general_file), "num_words": num_words(paragraphs)},
+            general,
             opened.settings.max_new_tokens,
             is_held_out=is_held_out,
         )
@@ -82,12 +82,12 @@ def _read_sample(preparation: Preparation, num_rows: int) -> tuple[list[Conversa
     """Return rows to ask, the file that they are from, and whether they were held out of training."""
     found: list[Conversation] = []
     where = ""
-    for path, row_numbers in preparation.held_out:
+    for path, row_numbers in preparation.selection.held_out:
         if len(data_files(path)) > 1:  # whose rows are numbered in each file anew
             continue
         where = where or str(path)
         found += _read_rows(path, row_numbers[: num_rows - len(found)], preparation.reading)
-    if found or preparation.held_out:
+    if found or preparation.selection.held_out:
         return found, where, True
     first = preparation.data_files[0].path
     reader = DataReader(first, preparation.reading)

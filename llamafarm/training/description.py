@@ -89,7 +89,7 @@ def _describe_rows(preparation: Preparation) -> dict[str, int]:
         "eval_tokens": evaluation.num_tokens,
         "longest_row_tokens": int(train.lengths_N.max()),
         "max_length": preparation.max_length,
-        "leaked_rows": preparation.num_leaked_rows,
+        "leaked_rows": preparation.selection.num_leaked_rows,
     }
 
 

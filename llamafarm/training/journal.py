@@ -161,7 +161,7 @@ def open_journal(loaded: LoadedStrategy, preparation: Preparation) -> Journal:
         keeps_best=plan.saves_best,
         stops_early=plan.patience is not None,
         num_eval_rows=len(preparation.eval_rows),
-        num_leaked_rows=preparation.num_leaked_rows,
+        num_leaked_rows=preparation.selection.num_leaked_rows,
     )
     return Journal(
         plan,

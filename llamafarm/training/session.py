@@ -156,8 +156,9 @@ class Session:
             best_step=state.best_step,
         )
         with self._journal.phase("saving"):
-            write_checkpoint(self._checkpoints, record, self._model, trained_weights(self._model))
+            folder = write_checkpoint(self._checkpoints, record, self._model, trained_weights(self._model))
             remove_old_checkpoints(self._checkpoints, keep=self._save_total_limit, best_step=state.best_step)
+        terminal.say(f"saved {folder}")
 
     def record(self, record: StepRecord, state: LoopState) -> None:
         """Write down what happened since the last record; step 0 has the evaluation before training."""

@@ -21,7 +21,7 @@ from llamafarm.errors import DataError
 from llamafarm.evaluation import measure
 from llamafarm.evaluation.answers import PER_ANSWER, score_answers
 from llamafarm.evaluation.evaluate import evaluate_model
-from llamafarm.evaluation.general import num_words, read_general_text
+from llamafarm.evaluation.general import read_general_text
 from llamafarm.evaluation.loss import LossResult, measure_losses
 from llamafarm.inference.generate import Answer, GenerationSettings
 from llamafarm.inference.open import OpenModel
@@ -247,13 +247,16 @@ def test_the_base_may_be_left_out(opened: OpenModel) -> None:
 
 def test_general_text_is_read_from_a_file_or_comes_with_the_package(tmp_path: Path) -> None:
     built_in = read_general_text(None)
-    assert len(built_in) >= 30 and num_words(built_in) > 1000
+    assert len(built_in.paragraphs) >= 30
+    record = built_in.as_record()
+    assert record is not None and record["name"] == "the built-in text" and int(record["num_words"]) > 1000
     file = tmp_path / "general.txt"
     file.write_text("One paragraph.\n\nAnother one.\n", encoding="utf-8")
-    assert [row.messages[0].content for row in read_general_text(file)] == ["One paragraph.", "Another one."]
+    paragraphs = read_general_text(file).paragraphs
+    assert [row.messages[0].content for row in paragraphs] == ["One paragraph.", "Another one."]
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "Why?", "completion": "So."}\n', encoding="utf-8")
-    assert read_general_text(rows)[0].messages[0].content == "Why?\nSo."
+    assert read_general_text(rows).paragraphs[0].messages[0].content == "Why?\nSo."
     file.write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match="empty"):
         read_general_text(file)

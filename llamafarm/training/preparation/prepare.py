@@ -16,7 +16,6 @@ from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.data.reading.records import FileReport, ReadOptions
 from llamafarm.errors import DataError
-from llamafarm.evaluation.general import read_general_text
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
 from llamafarm.hardware.process import keep_few_kernels
@@ -32,14 +31,15 @@ from llamafarm.model.load import (
 from llamafarm.model.prompt import build_template
 from llamafarm.planning.fit import MemoryDecision
 from llamafarm.planning.guide.match import most_rows_at_once
-from llamafarm.strategy.load import LoadedStrategy, resolve_path
-from llamafarm.strategy.schema import EpochRange, Method, Strategy, TrainingArgs, fixed_count
+from llamafarm.strategy.load import LoadedStrategy
+from llamafarm.strategy.schema import Method, Strategy
 from llamafarm.training.export import check_export, describe_export, wants_export
-from llamafarm.training.loop import Every, LoopPlan
+from llamafarm.training.loop import LoopPlan
 from llamafarm.training.preparation.batch import settle_batch_size
 from llamafarm.training.preparation.gate import check_gate, gate_figures
 from llamafarm.training.preparation.memory import PreparedRows, settle_method_and_memory
 from llamafarm.training.preparation.method import check_method, prepare_method
+from llamafarm.training.preparation.monitoring import check_monitoring
 from llamafarm.training.preparation.rows import (
     Choice,
     Tables,
@@ -47,8 +47,8 @@ from llamafarm.training.preparation.rows import (
     read_tables,
     wants_evaluation,
 )
-from llamafarm.training.preparation.selection import settle_rows
-from llamafarm.training.trackers.open import check_trackers
+from llamafarm.training.preparation.selection import Selection, settle_rows
+from llamafarm.training.preparation.steps import plan_loop
 
 
 @dataclass(slots=True)
@@ -63,10 +63,7 @@ class Preparation:
     device: Device
     precision: PrecisionChoice
     method: Method
-    train_rows: EncodedRows
-    eval_rows: EncodedRows
-    held_out: tuple[tuple[Path, tuple[int, ...]], ...]
-    num_leaked_rows: int
+    selection: Selection
     reading: ReadOptions
     template_origin: str
     data_files: list[FileReport]
@@ -76,6 +73,16 @@ class Preparation:
     output_dir: Path
     choices: list[Choice] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def train_rows(self) -> EncodedRows:
+        """Return the rows to train on."""
+        return self.selection.train_rows
+
+    @property
+    def eval_rows(self) -> EncodedRows:
+        """Return the rows to evaluate on; there may be none."""
+        return self.selection.eval_rows
 
 
 def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Preparation:
@@ -87,9 +94,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
     strategy = loaded.strategy
     choices: list[Choice] = []
     warnings: list[str] = check_method(loaded)
-    check_trackers(strategy.monitoring.trackers)
-    if strategy.monitoring.sample_rows:
-        read_general_text(general_file_of(loaded))
+    check_monitoring(loaded)
 
     device = find_device(strategy.hardware.device)
     choices.append(Choice("device", device.description, device.why))
@@ -127,10 +132,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         device=device,
         precision=precision,
         method=method,
-        train_rows=train_rows,
-        eval_rows=eval_rows,
-        held_out=selection.held_out,
-        num_leaked_rows=selection.num_leaked_rows,
+        selection=selection,
         reading=ReadOptions.of(strategy.dataset, strategy.data_preprocessing),
         template_origin=template_origin,
         data_files=files,
@@ -141,12 +143,6 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
         choices=choices,
         warnings=warnings,
     )
-
-
-def general_file_of(loaded: LoadedStrategy) -> Path | None:
-    """Return the general text that a strategy names. Raises `StrategyError` if it is not there."""
-    named = loaded.strategy.monitoring.general_file
-    return resolve_path(named, loaded) if named is not None else None
 
 
 def _settle_template(
@@ -237,46 +233,6 @@ def base_name_of(loaded: LoadedStrategy) -> str | None:
 def output_dir_of(loaded: LoadedStrategy) -> Path:
     """Return the folder of a strategy's run."""
     return Path(loaded.strategy.training_args.output_dir or f"./fine_tuned_models/{loaded.key}")
-
-
-def plan_loop(strategy: Strategy, num_train_rows: int, *, has_evaluation: bool) -> LoopPlan:
-    """Return when to step, evaluate, save and stop."""
-    args, preprocessing = strategy.training_args, strategy.data_preprocessing
-    epochs = args.num_train_epochs
-    is_range = isinstance(epochs, EpochRange)
-    evaluate_every = _evaluation_rhythm(args) if has_evaluation else None
-    seed = strategy.environment.seed
-    return LoopPlan(
-        num_rows=num_train_rows,
-        rows_per_step=fixed_count(args.per_device_train_batch_size)
-        * fixed_count(args.gradient_accumulation_steps),
-        num_epochs=float(epochs.maximum) if isinstance(epochs, EpochRange) else float(epochs),
-        min_epochs=float(epochs.minimum) if isinstance(epochs, EpochRange) else 0.0,
-        shuffle=preprocessing.shuffle,
-        seed=seed if preprocessing.seed is None else preprocessing.seed,
-        max_steps=args.max_steps,
-        evaluate_every=evaluate_every,
-        evaluates_first=args.eval_on_start and evaluate_every is not None,
-        save_every=_saving_rhythm(args, evaluate_every) if strategy.monitoring.save_checkpoints else None,
-        saves_best=args.load_best_model_at_end and evaluate_every is not None,
-        log_every_steps=args.logging_steps,
-        metric=args.metric_for_best_model,
-        patience=args.early_stopping_patience or (1 if is_range and evaluate_every else None),
-        threshold=args.early_stopping_threshold,
-    )
-
-
-def _evaluation_rhythm(args: TrainingArgs) -> Every | None:
-    when = args.eval_strategy or ("steps" if args.eval_steps else "epoch")
-    # 50 is the lower end of what the guide recommends for eval_steps.
-    return {"no": None, "epoch": Every(None), "steps": Every(args.eval_steps or 50)}[when]
-
-
-def _saving_rhythm(args: TrainingArgs, evaluate_every: Every | None) -> Every | None:
-    if args.save_strategy is None and not args.save_steps:
-        return evaluate_every or Every(None)
-    when = args.save_strategy or "steps"
-    return {"no": None, "epoch": Every(None), "steps": Every(args.save_steps or 500)}[when]
 
 
 def _settle_precision(strategy: Strategy, device: Device, choices: list[Choice]) -> PrecisionChoice:

@@ -17,6 +17,7 @@ from pathlib import Path
 import typer
 
 from llamafarm import terminal
+from llamafarm.commands.chat import chat
 from llamafarm.commands.complete import complete
 from llamafarm.commands.convert import convert
 from llamafarm.commands.data.clean import clean
@@ -27,6 +28,7 @@ from llamafarm.commands.doctor import doctor
 from llamafarm.commands.evaluate import evaluate
 from llamafarm.commands.plan import plan
 from llamafarm.commands.recommend import recommend
+from llamafarm.commands.report import report
 from llamafarm.commands.setup import setup
 from llamafarm.commands.strategies import list_all, schema, show, validate
 from llamafarm.commands.train import train
@@ -81,7 +83,7 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Work on data files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (setup, plan, train, complete, evaluate, convert, verify, recommend, doctor):
+for verb in (setup, plan, train, complete, chat, evaluate, report, convert, verify, recommend, doctor):
     app.command()(_guard(verb))
 for data_verb in (inspect, preview, clean, split):
     data_app.command()(_guard(data_verb))

@@ -6,6 +6,7 @@ LlamaFarmError                 never raised itself; catch it to catch all of the
 │   ├── DataError              a data file, or a row in it
 │   ├── TemplateError          a prompt template that cannot be rendered or masked exactly
 │   ├── ModelError             a base model or an adapter that is not there or cannot be loaded
+│   ├── PromptTooLongError     a conversation that does not fit into a model's context
 │   └── OutputError            an output folder that is taken, or that cannot be written to
 └── MachineError    exit 3     what the machine lacks: memory, a device, a library, the network
     └── NonFiniteError         a loss or a gradient that is not a finite number
@@ -83,6 +84,10 @@ class MachineError(LlamaFarmError):
 
 class ModelError(InputError):
     """A base model or an adapter is not there or cannot be loaded."""
+
+
+class PromptTooLongError(InputError):
+    """A conversation does not fit into the model's context; nothing of an answer has been written."""
 
 
 class NonFiniteError(MachineError):

@@ -39,10 +39,21 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")
     ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|PATH",
+            help="Go on with an unfinished run in the output folder, or from the checkpoint PATH.",
+        ),
+    ] = "auto",
     prints_json: PrintsJson = False,
     is_quiet: IsQuiet = False,
 ) -> None:
-    """Fine-tune a model as a strategy says."""
+    """Fine-tune a model as a strategy says.
+
+    A run that was ended on the way goes on when the same command is given again: from its newest checkpoint,
+    and to the same bytes. Ctrl-C saves before it leaves; a second one leaves at once.
+    """
     import shlex
     from dataclasses import asdict
 
@@ -67,7 +78,7 @@ def train(
         },
     )
     show_settings(loaded)
-    result = run_training(loaded, overwrite=overwrite)
+    result = run_training(loaded, overwrite=overwrite, resume=resume)
     if not prints_json:
         _show(result)
     exported = export_run(loaded, result.final_model)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,28 +61,39 @@ class RowLosses:
         )
 
 
+@contextmanager
+def training_mode_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def measure_losses(
     packed: PackedForward,
     packs: Sequence[Pack],
     num_rows: int,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
+    *,
+    before_pack: Callable[[], None] = lambda: None,
 ) -> RowLosses:
     """Return a model's losses on the rows in `packs`, of `num_rows` that there are.
 
-    The model is in training mode afterwards if it was before.
+    The model is in training mode afterwards if it was before, also where `before_pack` raises.
     """
     model = packed.model
-    was_training = model.training
-    model.eval()
     loss_sum_N, num_tokens_N = np.zeros(num_rows), np.zeros(num_rows, np.int64)
-    with torch.inference_mode(), autocast():
+    with training_mode_kept(model), torch.inference_mode(), autocast():
         for pack in packs:
+            before_pack()
             if pack.num_supervised_tokens:
                 # mps has no doubles.
                 losses_S = packed.token_losses(pack.to(device)).cpu().double().numpy()
                 rows_S = pack.target_rows
                 loss_sum_N += np.bincount(rows_S, losses_S, num_rows)
                 num_tokens_N += np.bincount(rows_S, minlength=num_rows)
-    model.train(was_training)
     return RowLosses(loss_sum_N, num_tokens_N)

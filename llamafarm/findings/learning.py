@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 # Lines before which nothing is said of a curve.
 _FEWEST_LINES = 12
 _FEWEST_FOR_SLOWNESS = 24
-# A loss that fell by less of itself stands still.
-_STILL = 0.01
+# A loss that moved by less of itself stands still; that of training is of other rows at each step.
+_STILL, _STILL_IN_TRAINING = 0.01, 0.03
 # One that fell by more has learnt, whether or not there is more to learn.
 _MOST_UNBENT_FALL = 0.4
 # The stretches at either end of the way that are compared, and how much less the last may teach.
 _PART_OF_WAY, _BENT = 0.25, 0.5
+_LEAST_LAST_PART = 0.2
+# In standard errors: what a slope must be beyond its limit by.
+_SURE = 2.0
+# A rate above which ten times as much is more than most models bear.
+_HIGH_RATE = 5e-3
 # A loss below this leaves little to learn, so that standing still there is no fault.
 _LEARNT_LOSS = 0.3
 
@@ -53,7 +58,7 @@ def _find_too_high(history: History, settings: Settings) -> Finding | None:
     # Above the start by more than the noise of single steps.
     limit = start + max(0.3, 0.1 * start, 3 * _noise(history))
     is_above_N = smoothed_N > limit
-    if is_above_N.sum() < max(3, len(history) // 20) or not math.isfinite(start):
+    if is_above_N.sum() < max(5, len(history) // 20):
         return None
     return Finding(
         "learning-rate-too-high",
@@ -108,8 +113,12 @@ def _find_spikes(history: History) -> Finding | None:
 
 
 def _find_unstable_gradients(history: History, settings: Settings) -> Finding | None:
-    norms_N = history.grad_norms_N
-    around_N = running_median(norms_N, min(21, len(history)))
+    # An infinite one is of a step that fp16 skipped to find its scale, and decides nothing.
+    is_taken_N = np.isfinite(history.grad_norms_N)
+    norms_N = history.grad_norms_N[is_taken_N]
+    if len(norms_N) < _FEWEST_LINES:
+        return None
+    around_N = running_median(norms_N, min(21, len(norms_N)))
     is_odd_N = norms_N > np.maximum(10 * around_N, settings.max_grad_norm)
     part = float(is_odd_N.mean())
     if part < 0.05:
@@ -122,22 +131,20 @@ def _find_unstable_gradients(history: History, settings: Settings) -> Finding | 
         "Single steps decide where the training goes; what they are clipped to is all that holds it",
         f"training_args.warmup_ratio: 0.1, learning_rate: {settings.learning_rate / 3:.0e}, and a larger "
         "gradient_accumulation_steps",
-        int(history.steps_N[int(np.argmax(norms_N))]),
+        int(history.steps_N[is_taken_N][int(np.argmax(norms_N))]),
     )
 
 
 def _find_too_low(history: History, settings: Settings, has_baseline: bool) -> Finding | None:
     if len(history) < _FEWEST_FOR_SLOWNESS or history.steps_N[-1] < settings.num_steps / 2:
         return None
-    start, fall, error = _fall_of(history, has_baseline)
-    train_start, train_fall, train_error = _fall_in_training(history)
+    start, fall = _fall_of(history, has_baseline)
     if start - fall < _LEARNT_LOSS or fall > _MOST_UNBENT_FALL * start:
         return None
-    stands_still = (
-        fall + 2 * error < _STILL * start and train_fall + 2 * train_error < 3 * _STILL * train_start
-    )
+    stands_still = _stands_still(history, has_baseline)
     if not stands_still and not _falls_without_bending(history, has_baseline):
         return None
+    rate = settings.learning_rate
     how = "hardly falls" if stands_still else "falls as fast at the end as in the beginning"
     return Finding(
         "learning-rate-too-low",
@@ -145,8 +152,19 @@ def _find_too_low(history: History, settings: Settings, has_baseline: bool) -> F
         f"the loss went from {start:.3f} to {start - fall:.3f} in {history.steps_N[-1]} steps, at learning "
         f"rates up to {history.learning_rates_N.max():.1e}",
         f"The steps are too small to learn what there is to learn: for its rate, the loss {how}",
-        f"training_args.learning_rate: {min(settings.learning_rate * 10, 5e-3):.0e}",
+        f"training_args.learning_rate: {max(min(10 * rate, _HIGH_RATE), 2 * rate):.0e}",
     )
+
+
+def _stands_still(history: History, has_baseline: bool) -> bool:
+    """Return whether the loss surely never moved: it may also do so within the first steps."""
+    start, fall, error = _fall_in_training(history)
+    if not has_baseline:
+        fell_at_once = float(history.train_losses_N[:5].mean()) - start > 0.6 * _noise(history)
+        return not fell_at_once and abs(fall) + _SURE * error < _STILL_IN_TRAINING * start
+    losses_E = history.eval_losses_E
+    is_still_E = np.abs(losses_E - losses_E[0]) < _STILL * losses_E[0]
+    return bool(is_still_E.all()) and fall - _SURE * error < _STILL_IN_TRAINING * start
 
 
 def _falls_without_bending(history: History, has_baseline: bool) -> bool:
@@ -155,39 +173,56 @@ def _falls_without_bending(history: History, has_baseline: bool) -> bool:
     The way is the learning rate summed up: so far a weight can have moved. A loss that bends early has learnt
     the easy part, at whatever rate; one that does not bend is at the very beginning of what it can learn.
     """
-    way_N = np.cumsum(history.learning_rates_N) / history.learning_rates_N.sum()
+    gone_N = np.cumsum(history.learning_rates_N)
+    if not gone_N[-1] > 0:
+        return False
+    way_N = gone_N / gone_N[-1]
     if not has_baseline:
-        return _slopes_are_alike(way_N, history.train_losses_N)
+        return _slopes_are_alike(way_N, history)
     losses_E = history.eval_losses_E
     way_E = np.interp(history.eval_steps_E, np.append(0, history.steps_N), np.append(0.0, way_N))
     # Where evaluations are rare, the stretches at the ends are as long as they are.
     first = int(np.searchsorted(way_E, _PART_OF_WAY))
-    last = min(int(np.searchsorted(way_E, 1 - _PART_OF_WAY)), len(way_E) - 2)
-    if way_E[first] >= 1 or way_E[last] >= 1 or first > last:
+    last = int(np.searchsorted(way_E, 1 - _LEAST_LAST_PART, side="right")) - 1
+    if first > last:
         return False
     in_first = (losses_E[0] - losses_E[first]) / way_E[first]
     in_last = (losses_E[last] - losses_E[-1]) / (1 - way_E[last])
     return bool(in_first > 0 and in_last > _BENT * in_first)
 
 
-def _slopes_are_alike(way_N: NDArray[np.float64], losses_N: NDArray[np.float64]) -> bool:
-    """Return whether the loss falls in the second half of the way, surely, and not much less than before."""
+def _slopes_are_alike(way_N: NDArray[np.float64], history: History) -> bool:
+    """Return whether the loss surely falls in the second half of the way by as much as had it not bent.
+
+    Within epochs: from one to the next it falls by what was memorised as well.
+    """
+    epoch_of_N = np.ceil(history.epochs_N - 1e-6)
     is_first_N = way_N < 0.5
-    (first, _), (second, error) = (
-        _slope(way_N[is_in_N], losses_N[is_in_N]) for is_in_N in (is_first_N, ~is_first_N)
+    (first, first_error), (second, second_error) = (
+        _slope(way_N[is_in_N], history.train_losses_N[is_in_N], epoch_of_N[is_in_N])
+        for is_in_N in (is_first_N, ~is_first_N)
     )
-    return first < 0 and second < -2 * error and second < _BENT * first
+    error = math.hypot(second_error, _BENT * first_error)
+    return first < 0 and second < -_SURE * second_error and second - _BENT * first < -_SURE * error
 
 
-def _slope(way_N: NDArray[np.float64], losses_N: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the slope of a line through losses, by least squares, and its standard error."""
-    if len(way_N) < 4:
+def _slope(
+    way_N: NDArray[np.float64], losses_N: NDArray[np.float64], group_of_N: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the slope that lines through each group's losses share, by least squares, and its error."""
+    groups, places_N, counts = np.unique(group_of_N, return_inverse=True, return_counts=True)
+    num_free = len(way_N) - len(groups) - 1
+    if num_free < 4:
         return 0.0, math.inf
-    centred_N = way_N - way_N.mean()
+    centred_N, residual_N = (
+        values_N - (np.bincount(places_N, values_N) / counts)[places_N] for values_N in (way_N, losses_N)
+    )
     spread = float((centred_N**2).sum())
-    slope = float((centred_N * losses_N).sum() / spread)
-    residual_N = losses_N - losses_N.mean() - slope * centred_N
-    return slope, math.sqrt(float((residual_N**2).sum()) / (len(way_N) - 2) / spread)
+    if spread < 1e-12:
+        return 0.0, math.inf
+    slope = float((centred_N * residual_N).sum() / spread)
+    residual_N = residual_N - slope * centred_N
+    return slope, math.sqrt(float((residual_N**2).sum()) / num_free / spread)
 
 
 def _find_plateau(history: History, settings: Settings) -> Finding | None:
@@ -197,7 +232,8 @@ def _find_plateau(history: History, settings: Settings) -> Finding | None:
     half = len(history) // 2
     earlier, later = history.train_losses_N[half : 3 * half // 2], history.train_losses_N[3 * half // 2 :]
     since = float(earlier.mean() - later.mean())
-    if start - fall < _LEARNT_LOSS or fall < max(0.1, 0.05 * start) or since > 0.03 * fall:
+    error = math.sqrt(float(earlier.var(ddof=1)) / len(earlier) + float(later.var(ddof=1)) / len(later))
+    if start - fall < _LEARNT_LOSS or fall < max(0.1, 0.05 * start) or since + error > 0.07 * fall:
         return None
     # While the schedule has the rate still up: at its end every loss stands still.
     if history.learning_rates_N[3 * half // 2] < 0.3 * history.learning_rates_N.max():
@@ -214,15 +250,16 @@ def _find_plateau(history: History, settings: Settings) -> Finding | None:
     )
 
 
-def _fall_of(history: History, has_baseline: bool) -> tuple[float, float, float]:
-    """Return the loss at the start, how far it fell, and that fall's standard error.
+def _fall_of(history: History, has_baseline: bool) -> tuple[float, float]:
+    """Return the loss at the start and how far it fell.
 
     By the evaluations where there is one of before: they are on the same rows each time.
     """
     if has_baseline:
         before, after = float(history.eval_losses_E[0]), float(history.eval_losses_E[-1])
-        return before, before - after, 0.0
-    return _fall_in_training(history)
+        return before, before - after
+    start, fall, _ = _fall_in_training(history)
+    return start, fall
 
 
 def _fall_in_training(history: History) -> tuple[float, float, float]:
@@ -238,9 +275,14 @@ def _has_baseline(history: History) -> bool:
 
 
 def _noise(history: History) -> float:
-    """Return how much the loss of a step differs from those around, as a standard deviation."""
+    """Return how much the loss of a step differs from those around, as a standard deviation.
+
+    A little more of a few lines, whose differences may be small by chance.
+    """
     differences = np.diff(history.train_losses_N)
-    differences = differences[np.isfinite(differences)]
     if not len(differences):
         return 0.0
-    return float(1.4826 * np.median(np.abs(differences - np.median(differences))) / math.sqrt(2))
+    # Without the largest fifth, which are jumps; that part of a normal distribution has this mean.
+    sizes = np.sort(np.abs(differences - np.median(differences)))
+    usual = float(sizes[: max(1, len(sizes) * 4 // 5)].mean())
+    return usual / 0.5586 / math.sqrt(2) * (1 + 6 / len(differences))

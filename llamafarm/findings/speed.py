@@ -65,8 +65,7 @@ def _find_evaluation(seconds: Seconds) -> Finding | None:
     if part <= _MOST_FOR_EVALUATION or seconds.num_evaluations < 2:
         return None
     # As rare as it takes to come to a tenth of the steps' time.
-    each = seconds.evaluations / seconds.num_evaluations
-    steps = math.ceil(each / (0.1 * seconds.steps / max(seconds.num_steps, 1)))
+    steps = _steps_between(seconds.evaluations / seconds.num_evaluations, 0.1, seconds)
     return Finding(
         "evaluation-overhead",
         "warning",
@@ -82,8 +81,7 @@ def _find_saving(seconds: Seconds) -> Finding | None:
     part = seconds.saves / seconds.total
     if part <= _MOST_FOR_SAVING or seconds.num_saves < 2:
         return None
-    each = seconds.saves / seconds.num_saves
-    steps = math.ceil(each / (0.03 * seconds.steps / max(seconds.num_steps, 1)))
+    steps = _steps_between(seconds.saves / seconds.num_saves, 0.03, seconds)
     return Finding(
         "checkpoint-overhead",
         "warning",
@@ -91,6 +89,12 @@ def _find_saving(seconds: Seconds) -> Finding | None:
         "Saving so often slows the run by as much",
         f"training_args.save_strategy: steps with save_steps: {steps}",
     )
+
+
+def _steps_between(each: float, part: float, seconds: Seconds) -> int:
+    """Return how many steps take so long that what takes `each` seconds is `part` of their time."""
+    seconds_per_step = seconds.steps / max(seconds.num_steps, 1)
+    return math.ceil(each / (part * max(seconds_per_step, 1e-6)))
 
 
 def _find_idle_gpu(seconds: Seconds, utilization: float) -> Finding | None:

@@ -11,6 +11,8 @@ from typing import Self
 
 # Seconds between two samples: each is a mean over the last second or less, by NVIDIA's documentation.
 _SECONDS = 5
+# Seconds that the program has to end when it is asked to; one that hangs in the driver is killed.
+_SECONDS_TO_END = 2
 
 
 class UtilizationMeter:
@@ -22,6 +24,7 @@ class UtilizationMeter:
     def __init__(self, gpu_uuid: str | None) -> None:
         self._gpu_uuid = gpu_uuid
         self._process: subprocess.Popen[str] | None = None
+        self._thread: threading.Thread | None = None
         self._sum = 0.0
         self.latest: float | None = None
         self.num_samples = 0
@@ -46,10 +49,12 @@ class UtilizationMeter:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                errors="replace",
             )
         except OSError:
             return
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._thread = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._thread.start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -58,6 +63,8 @@ class UtilizationMeter:
                 sample = float(line) / 100
             except ValueError:  # "[N/A]", as on a GPU that is cut into parts
                 continue
+            if not 0 <= sample <= 1:
+                continue
             self.latest = sample
             self._sum += sample
             self.num_samples += 1
@@ -65,9 +72,18 @@ class UtilizationMeter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        process, thread = self._process, self._thread
+        if process is None or thread is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        thread.join(_SECONDS_TO_END)
+        if process.stdout is not None and not thread.is_alive():
+            process.stdout.close()
 
 
 def uuid_of(device_kind: str) -> str | None:

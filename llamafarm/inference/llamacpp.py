@@ -73,6 +73,8 @@ class LlamaServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            # Ctrl-C in a terminal goes to its whole process group, and is for an answer, not for the server.
+            start_new_session=True,
         )
         key = secrets.token_urlsafe(24)
         try:

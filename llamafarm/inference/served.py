@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, cast
 
 import httpx2 as httpx
 
 from llamafarm.data.conversation import Message
-from llamafarm.errors import MachineError, ModelError
-from llamafarm.inference.generate import Answer, GenerationSettings
+from llamafarm.errors import MachineError, ModelError, PromptTooLongError
+from llamafarm.inference.generate import INTERRUPTED, Answer, GenerationSettings
 from llamafarm.inference.llamacpp import LlamaServer
 from llamafarm.inference.ollama import Ollama
 
 _PATH = "/v1/chat/completions"
+Events = Iterator[dict[str, Any]]
+Write = Callable[[str], None]
+Stream = Callable[[Sequence[Message], GenerationSettings, Write, int | None], Answer]
+# How servers name what does not fit: OpenAI and vLLM, llama.cpp, and others in words like these.
+_TOO_LONG = re.compile(r"context[ _](length|size|window)|maximum context|prompt is too long", re.IGNORECASE)
 
 
 def as_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -23,7 +30,11 @@ def as_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 class LlamaAnswerer:
-    """A GGUF file in llama.cpp, ready to answer through the template in the file."""
+    """A GGUF file in llama.cpp, ready to answer through the template in the file.
+
+    As with all servers here, an exception while an answer comes, of Ctrl-C too, closes its stream, and the
+    server stops computing it.
+    """
 
     def __init__(self, server: LlamaServer) -> None:
         self._server = server
@@ -40,6 +51,10 @@ class LlamaAnswerer:
         # What OpenAI has no name for, llama.cpp takes under its own.
         content |= {"top_k": settings.top_k or 0, "repeat_penalty": settings.repetition_penalty, "min_p": 0.0}
         return _read_openai(self._server.stream(_PATH, content), write)
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Return how many tokens `messages` are as a prompt."""
+        return len(self._server.tokenize(self._server.apply_template(as_turns(messages))))
 
     def close(self) -> None:
         """End the server."""
@@ -63,7 +78,8 @@ class UrlAnswerer:
     ) -> Answer:
         """Answer `messages`, calling `write` with each piece of text.
 
-        Raises `MachineError` if the server cannot be reached or breaks off, `ModelError` if it refuses.
+        Raises `MachineError` if the server cannot be reached or breaks off, `PromptTooLongError` if it says
+        that `messages` are too long, `ModelError` if it refuses for another reason.
         """
         try:
             return _read_openai(self._events(_openai_request(self._model, messages, settings, seed)), write)
@@ -74,10 +90,16 @@ class UrlAnswerer:
                 remedy="Check that it runs there, or write model_app.type: transformers.",
             ) from None
 
-    def _events(self, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _events(self, content: Mapping[str, Any]) -> Events:
         with self._client.stream("POST", _PATH, json=content) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
+                if answer.status_code < 500 and _TOO_LONG.search(answer.text):
+                    raise PromptTooLongError(
+                        f"the conversation is too long for {self._model}: {answer.text[:200]}",
+                        where=self._url,
+                        remedy="Shorten it.",
+                    )
                 raise ModelError(
                     f"the server at {self._url} refuses (HTTP {answer.status_code}): {answer.text[:200]}",
                     where="model_app.config",
@@ -121,17 +143,18 @@ class OllamaAnswerer:
         if seed is not None:
             options["seed"] = seed
         pieces: list[str] = []
-        num_tokens, reason = 0, ""
-        for event in self._server.chat(self._model, as_turns(messages), options):
-            piece = str(event.get("message", {}).get("content", ""))
-            piece = piece if pieces else piece.lstrip()
-            if piece:
-                pieces.append(piece)
-                write(piece)
-            if event.get("done"):
-                num_tokens, reason = int(event.get("eval_count", 0)), str(event.get("done_reason", ""))
-        ended_by = "max-new-tokens" if reason == "length" else "end-of-turn"
-        return Answer("".join(pieces).strip(), ended_by, num_tokens)
+        last: dict[str, Any] = {}
+        with _closing(self._server.chat(self._model, as_turns(messages), options)) as events:
+            for event in events:
+                piece = str(event.get("message", {}).get("content", ""))
+                piece = piece if pieces else piece.lstrip()
+                if piece:
+                    pieces.append(piece)
+                    write(piece)
+                last = event if event.get("done") else last
+        ended_by = "max-new-tokens" if last.get("done_reason") == "length" else "end-of-turn"
+        num_tokens = int(last.get("eval_count", 0))
+        return Answer("".join(pieces).strip(), ended_by, num_tokens, last.get("prompt_eval_count"))
 
     def close(self) -> None:
         """Close the connection."""
@@ -155,19 +178,49 @@ def _openai_request(
     return content if seed is None else {**content, "seed": seed}
 
 
-def _read_openai(events: Iterator[dict[str, Any]], write: Callable[[str], None]) -> Answer:
+def _closing(events: Events) -> closing[Generator[dict[str, Any], None, None]]:
+    """Close the stream of an answer at the end of a context, whether or not it has been read to its own.
+
+    A generator that an exception leaves unread is closed when it is collected, and the server computes on.
+    """
+    return closing(cast("Generator[dict[str, Any], None, None]", events))
+
+
+def _read_openai(events: Events, write: Callable[[str], None]) -> Answer:
     """Return the answer of a stream of events, calling `write` with its pieces."""
     pieces: list[str] = []
     num_tokens, reason = 0, ""
-    for event in events:
-        num_tokens = int((event.get("usage") or {}).get("completion_tokens", num_tokens))
-        for choice in event.get("choices", ()):
-            reason = choice.get("finish_reason") or reason
-            piece = choice.get("delta", {}).get("content") or ""
-            # Blanks before the first word are no part of an answer.
-            piece = piece if pieces else piece.lstrip()
-            if piece:
-                pieces.append(piece)
-                write(piece)
+    with _closing(events) as stream:
+        for event in stream:
+            num_tokens = int((event.get("usage") or {}).get("completion_tokens", num_tokens))
+            for choice in event.get("choices", ()):
+                reason = choice.get("finish_reason") or reason
+                piece = choice.get("delta", {}).get("content") or ""
+                # Blanks before the first word are no part of an answer.
+                piece = piece if pieces else piece.lstrip()
+                if piece:
+                    pieces.append(piece)
+                    write(piece)
     ended_by = "max-new-tokens" if reason == "length" else "end-of-turn"
     return Answer("".join(pieces).strip(), ended_by, num_tokens)
+
+
+def ending_when_interrupted(stream: Stream) -> Stream:
+    """Return `stream` with KeyboardInterrupt made into the end of an answer: it is what came until then."""
+
+    def ending(
+        messages: Sequence[Message], settings: GenerationSettings, write: Write, seed: int | None
+    ) -> Answer:
+        pieces: list[str] = []
+
+        def note(piece: str) -> None:
+            write(piece)
+            pieces.append(piece)
+
+        try:
+            return stream(messages, settings, note, seed)
+        except KeyboardInterrupt:
+            # Servers say only at the end how many tokens there were; most send each as a piece.
+            return Answer("".join(pieces).strip(), INTERRUPTED, len(pieces))
+
+    return ending

@@ -6,6 +6,7 @@ because the loaders of transformers try for most of a minute before they give up
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from llamafarm.errors import LlamaFarmError, MachineError, ModelError
 _LOADED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _WHERE = "base_model.huggingface_id"
 _TIMEOUT_SECONDS = 10
+_HASHED_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,26 @@ def local_folder(source: str, cache_dir: str | None = None) -> Path | None:
         return Path(source)
     cached = try_to_load_from_cache(source, "config.json", cache_dir=cache_dir)
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def fingerprint_of(source: str, cache_dir: str | None = None) -> str | None:
+    """Return a hash of the files of a model that is on this machine; None where it is not.
+
+    Of a large file its size, beginning and end are hashed: a model of other weights has another one, unless
+    somebody edits numbers in the middle of a file.
+    """
+    folder = local_folder(source, cache_dir)
+    if folder is None:
+        return None
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and _is_loaded(path.name)):
+        num_bytes = path.stat().st_size
+        found.update(f"{path.name} {num_bytes}\n".encode())
+        with path.open("rb") as file:
+            found.update(file.read(_HASHED_BYTES))
+            file.seek(max(num_bytes - _HASHED_BYTES, min(num_bytes, _HASHED_BYTES)))
+            found.update(file.read(_HASHED_BYTES))
+    return found.hexdigest()
 
 
 def hub_cache(cache_dir: str | None = None) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -23,22 +23,17 @@ _NUM_MASK_SAMPLES = 3
 _MOST_SAMPLE_TOKENS = 600
 
 
-def describe_run(
-    loaded: LoadedStrategy,
-    preparation: Preparation,
-    result: RunResult,
-    findings: Sequence[Finding],
-    account: Account,
-    started: datetime,
+def describe_start(
+    loaded: LoadedStrategy, preparation: Preparation, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the record of a run that has ended."""
-    seconds = account.seconds
+    """Return the record of a run that begins: all but what comes of it."""
     return {
         "strategy": loaded.key,
         "base_model": preparation.base_shown,
         "strategy_file": str(loaded.file) if loaded.file else None,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": _now(),
+        "resumed": [],
+        "identity": dict(identity),
         "settings": loaded.strategy.model_dump(mode="json"),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},
         "retired": loaded.retired_record,
@@ -61,13 +56,6 @@ def describe_run(
             "rows_per_step": preparation.plan.rows_per_step,
             "num_epochs": preparation.plan.num_epochs,
         },
-        "findings": [finding.as_record() for finding in findings],
-        "seconds": {
-            "steps": seconds.steps,
-            "data": seconds.data,
-            "evaluations": seconds.evaluations,
-            "saves": seconds.saves,
-        },
         "machine": {
             "device": preparation.device.description,
             "precision": preparation.precision.name,
@@ -75,8 +63,36 @@ def describe_run(
         },
         "predicted_memory_bytes": dict(preparation.memory.plan.parts()),
         "versions": installed_versions(),
+    }
+
+
+def describe_resumption(record: Mapping[str, Any], before: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Return the record of a run that goes on after `step`: it began when it began."""
+    resumed = [*before.get("resumed", []), {"after_step": step, "at": _now()}]
+    return {**record, "started": before.get("started"), "resumed": resumed}
+
+
+def describe_end(
+    record: Mapping[str, Any], result: RunResult, findings: Sequence[Finding], account: Account
+) -> dict[str, Any]:
+    """Return the record of a run that has ended."""
+    seconds = account.seconds
+    return {
+        **record,
+        "finished": _now(),
+        "findings": [finding.as_record() for finding in findings],
+        "seconds": {
+            "steps": seconds.steps,
+            "data": seconds.data,
+            "evaluations": seconds.evaluations,
+            "saves": seconds.saves,
+        },
         "result": {**asdict(result), "final_model": str(result.final_model)},
     }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _describe_rows(preparation: Preparation) -> dict[str, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -51,6 +52,7 @@ class Journal:
         self._memory_limit_bytes = memory_limit_bytes
         self._metrics = metrics
         self._trackers = trackers
+        self._title = title
         self._view = LiveView(title, plan.num_steps, memory_limit_bytes=memory_limit_bytes)
         self._meter = UtilizationMeter(uuid_of(device_kind))
         self._watch = Watch(settings, _say)
@@ -132,6 +134,24 @@ class Journal:
                 "gpu_utilization": self._meter.latest,
                 "seconds": self.account.step_seconds,
             }
+        )
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what it takes to go on with the journal, as JSON has it; all metrics are on the disk."""
+        return {
+            "metrics_bytes": self._metrics.sync(),
+            "recorded_seconds": self._recorded_seconds,
+            "account": asdict(self.account),
+        }
+
+    def restore(self, record: Mapping[str, Any], step: int) -> None:
+        """Go on from what `as_record` gave, at the run's `step`; metrics written since are cut off."""
+        for name, value in record["account"].items():
+            setattr(self.account, name, value)
+        self._recorded_seconds = record["recorded_seconds"]
+        self._watch.restore(self._metrics.cut_to(record["metrics_bytes"]))
+        self._view = LiveView(
+            self._title, self._plan.num_steps, memory_limit_bytes=self._memory_limit_bytes, num_done=step
         )
 
     def conclude(self) -> list[Finding]:

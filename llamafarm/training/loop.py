@@ -7,10 +7,10 @@ what is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -80,17 +80,6 @@ class LoopPlan:
 
 
 @dataclass(slots=True)
-class LoopState:
-    """How far a run is, and the best it has seen."""
-
-    step: int = 0
-    best_metric: float = math.inf
-    best_step: int = 0
-    num_evaluations_without_better: int = 0
-    stopped_early: bool = False
-
-
-@dataclass(slots=True)
 class StepRecord:
     """What one logged step is remembered by: means over the steps since the last record."""
 
@@ -116,6 +105,34 @@ class StepRecord:
         self.grad_norm = result.grad_norm
 
 
+@dataclass(slots=True)
+class LoopState:
+    """How far a run is, and the best it has seen: all that the loop needs to go on from here.
+
+    `pending` are the steps since the last record. Without `is_settled`, what follows a step (its evaluation,
+    record and checkpoint) has yet to be done.
+    """
+
+    step: int = 0
+    best_metric: float = math.inf
+    best_step: int = 0
+    num_evaluations_without_better: int = 0
+    stopped_early: bool = False
+    is_settled: bool = True
+    pending: StepRecord = field(default_factory=lambda: StepRecord(0, 0.0))
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the state as JSON has it: an infinite best is null."""
+        assert self.pending.evaluation is None
+        return {**asdict(self), "best_metric": self.best_metric if self.best_step else None}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> LoopState:
+        """Return the state that `as_record` gave. Raises `TypeError` or `KeyError` if it is none."""
+        best_metric = math.inf if record["best_metric"] is None else record["best_metric"]
+        return cls(**{**record, "best_metric": best_metric, "pending": StepRecord(**record["pending"])})
+
+
 class Actions(Protocol):
     """What the loop asks its caller to do."""
 
@@ -128,35 +145,51 @@ class Actions(Protocol):
     def save(self, state: LoopState) -> None:
         """Save a checkpoint."""
 
+    def check_stop(self) -> None:
+        """Raise `StopAsked` if the run is to end here, to be continued from this state."""
+
     def record(self, record: StepRecord, state: LoopState) -> None:
         """Write down what happened since the last record."""
 
 
-def run_loop(plan: LoopPlan, actions: Actions) -> LoopState:
-    """Run the plan to its end, or to where its metric stops getting better."""
-    state = LoopState()
-    if plan.evaluates_first:
+def run_loop(plan: LoopPlan, actions: Actions, state: LoopState | None = None) -> LoopState:
+    """Run the plan to its end, or to where its metric stops getting better; from `state` on, if given.
+
+    The state is true at every moment at which an action may raise: saved then, it is where the run goes on.
+    """
+    state = state or LoopState()
+    if plan.evaluates_first and not state.step:
         actions.record(StepRecord(0, 0.0, evaluation=actions.evaluate()), state)
-    pending = StepRecord(0, 0.0)
-    for step in range(1, plan.num_steps + 1):
-        pending.add(actions.take_step(step, plan.rows_of_step(step)))
-        state.step = pending.step = step
-        pending.epoch = step / plan.steps_per_epoch
-        is_last = step == plan.num_steps
-        ends_epoch = step % plan.steps_per_epoch == 0 or is_last
-        if plan.evaluate_every and (plan.evaluate_every.is_due(step, ends_epoch=ends_epoch) or is_last):
-            pending.evaluation = actions.evaluate()
-            _judge(plan, state, pending)
-        state.stopped_early = _should_stop(plan, state, pending)
-        is_save_due = plan.save_every is not None and plan.save_every.is_due(step, ends_epoch=ends_epoch)
-        if is_save_due or (pending.is_best and plan.saves_best):
-            actions.save(state)
-        if step % plan.log_every_steps == 0 or pending.evaluation or is_last:
-            actions.record(pending, state)
-            pending = StepRecord(step, pending.epoch)
-        if state.stopped_early:
-            break
+    if not state.is_settled:
+        _settle(plan, actions, state)
+    while state.step < plan.num_steps and not state.stopped_early:
+        actions.check_stop()
+        step = state.step + 1
+        state.pending.add(actions.take_step(step, plan.rows_of_step(step)))
+        state.step = state.pending.step = step
+        state.pending.epoch = step / plan.steps_per_epoch
+        state.is_settled = False
+        actions.check_stop()
+        _settle(plan, actions, state)
     return state
+
+
+def _settle(plan: LoopPlan, actions: Actions, state: LoopState) -> None:
+    """Do what follows a step: evaluate it, record it, save it, each where it is due."""
+    step, pending = state.step, state.pending
+    is_last = step == plan.num_steps
+    ends_epoch = step % plan.steps_per_epoch == 0 or is_last
+    if plan.evaluate_every and (plan.evaluate_every.is_due(step, ends_epoch=ends_epoch) or is_last):
+        pending.evaluation = actions.evaluate()
+        _judge(plan, state, pending)
+    state.stopped_early = _should_stop(plan, state, pending)
+    if step % plan.log_every_steps == 0 or pending.evaluation or is_last:
+        actions.record(pending, state)
+        state.pending = StepRecord(step, pending.epoch)
+    state.is_settled = True
+    is_save_due = plan.save_every is not None and plan.save_every.is_due(step, ends_epoch=ends_epoch)
+    if is_save_due or (pending.is_best and plan.saves_best):
+        actions.save(state)
 
 
 @lru_cache(maxsize=2)  # every step of an epoch asks for it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ RUN_FILE = "run.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 FINAL_MODEL_FOLDER = "final_model"
 LOGS_FOLDER = "logs"
-_OURS = (METRICS_FILE, RUN_FILE, CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, LOGS_FOLDER)
+# What `evaluation` and `report` write beside them, by their names for it.
+_OF_OTHERS = ("evaluation.json", "report.html")
+_OURS = (METRICS_FILE, RUN_FILE, CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, LOGS_FOLDER, *_OF_OTHERS)
 
 
 def earlier_run_in(folder: Path) -> list[str]:
@@ -48,14 +51,21 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def claim_output_dir(folder: Path, *, overwrite: bool) -> None:
-    """Make `folder` ready for a run: there, and without an earlier run's files. Other files stay.
+def make_output_dir(folder: Path) -> None:
+    """Have `folder` there. Raises `OutputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_ready(folder, error) from error
+
+
+def clear_output_dir(folder: Path, *, overwrite: bool) -> None:
+    """Remove what an earlier run left in `folder`. Other files stay.
 
     Raises `OutputError` as `check_output_dir` does.
     """
     check_output_dir(folder, overwrite=overwrite)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name in _OURS:
             path = folder / name
             if path.is_dir():
@@ -63,24 +73,50 @@ def claim_output_dir(folder: Path, *, overwrite: bool) -> None:
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"the output folder cannot be made ready: {error.strerror}",
-            where=str(folder),
-            remedy="Choose another training_args.output_dir.",
-        ) from error
+        raise _not_ready(folder, error) from error
+
+
+def _not_ready(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"the output folder cannot be made ready: {error.strerror}",
+        where=str(folder),
+        remedy="Choose another training_args.output_dir.",
+    )
 
 
 class MetricsWriter:
     """Appends to `metrics.jsonl`, a line at a time; writes nothing where that is not wanted."""
 
     def __init__(self, folder: Path, *, writes_metrics: bool) -> None:
-        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8") if writes_metrics else None
+        self._path = folder / METRICS_FILE
+        self._file = self._path.open("a", encoding="utf-8", newline="\n") if writes_metrics else None
 
     def write(self, metrics: Mapping[str, float | int | None]) -> None:
         """Write one line. Values that are not finite become null."""
         if self._file is not None:
             self._file.write(to_json(metrics) + "\n")
             self._file.flush()
+
+    def sync(self) -> int | None:
+        """Have all lines on the disk, and return how many bytes they are; None where none are written."""
+        if self._file is None:
+            return None
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def cut_to(self, num_bytes: int | None) -> list[dict[str, Any]]:
+        """Cut off what was written after so many bytes, and return the lines before; none without a file.
+
+        Raises `ValueError` if the file is shorter than that, or its lines are not what was written.
+        """
+        if self._file is None or num_bytes is None:
+            return []
+        content = self._path.read_bytes()
+        if len(content) < num_bytes:
+            raise ValueError(f"{METRICS_FILE} is shorter than it was when the checkpoint was written")
+        self._file.truncate(num_bytes)
+        self._file.seek(0, os.SEEK_END)
+        return [json.loads(line) for line in content[:num_bytes].decode("utf-8").splitlines()]
 
     def close(self) -> None:
         """Close the file."""

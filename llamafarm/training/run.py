@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-from contextlib import nullcontext
-from datetime import UTC, datetime
+import signal
+from contextlib import ExitStack, nullcontext
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,36 +21,60 @@ from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import PackedForward, packed_forward
 from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
+from llamafarm.training.checkpoint import checkpoints_in, step_of
 from llamafarm.training.closing import compare_with_base
-from llamafarm.training.description import describe_run
+from llamafarm.training.description import describe_end, describe_resumption, describe_start
 from llamafarm.training.journal import open_journal
+from llamafarm.training.locking import RunLock, refuse_if_locked
 from llamafarm.training.methods import open_for_training, quantization_of
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
-from llamafarm.training.preparation.prepare import Preparation, check_what_was_away, prepare
+from llamafarm.training.preparation.prepare import (
+    Preparation,
+    check_what_was_away,
+    output_dir_of,
+    prepare,
+)
 from llamafarm.training.preparation.rows import Choice, trained_part_of
 from llamafarm.training.record import (
+    CHECKPOINTS_FOLDER,
     FINAL_MODEL_FOLDER,
     RUN_FILE,
     check_output_dir,
-    claim_output_dir,
+    clear_output_dir,
+    make_output_dir,
     write_json,
 )
+from llamafarm.training.resume import (
+    AUTO,
+    Unfinished,
+    check_same_run,
+    choose_checkpoint,
+    find_unfinished,
+    identity_of,
+    prepare_to_go_on,
+    say_resumed,
+)
 from llamafarm.training.session import RunResult, Session
+from llamafarm.training.signals import RunInterrupted, StopAsked, StopSignals
 from llamafarm.training.step import Precision
 
 # A part of a step's tokens that is worth a line.
 _WORTH_SAYING = 0.02
 
 
-def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResult:
-    """Train a strategy and write its final model.
+def run_training(loaded: LoadedStrategy, *, overwrite: bool = False, resume: str = AUTO) -> RunResult:
+    """Train a strategy and write its final model; go on with an unfinished run of it, unless told not to.
 
-    Nothing is written before everything that can be checked has been. Raises any `LlamaFarmError`.
+    Nothing is written before everything that can be checked has been. `resume` is auto, never, or the folder
+    of a checkpoint. Raises any `LlamaFarmError`; `RunInterrupted` after a signal, when the run is saved.
     """
-    strategy = loaded.strategy
+    strategy, folder = loaded.strategy, output_dir_of(loaded)
     terminal.mode.log_level = strategy.monitoring.log_level
-    preparation = prepare(loaded)
-    check_output_dir(preparation.output_dir, overwrite=overwrite)
+    refuse_if_locked(folder)
+    unfinished = None if overwrite else find_unfinished(folder, resume)
+    preparation = prepare(loaded, precision_before=unfinished.precision if unfinished else None)
+    if unfinished is None:
+        check_output_dir(folder, overwrite=overwrite)
     refuse_what_does_not_fit(preparation.memory)
 
     if preparation.memory.returns_freed_memory:
@@ -55,25 +82,66 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False) -> RunResul
     model, dropout_plan = open_for_training(preparation, strategy)
     precision = precision_of(preparation, model)
     preparation.warnings += check_what_was_away(preparation, strategy)
+    identity = identity_of(loaded, preparation)
+    if unfinished is not None:
+        check_same_run(unfinished, identity)
 
-    started = datetime.now(UTC)
-    with packed_forward(transformer_of(model), fuses=precision.is_native) as packed:
-        preparation.choices.append(_describe_kernels(packed, precision))
-        show_preparation(preparation)
-        claim_output_dir(preparation.output_dir, overwrite=overwrite)
-        journal = open_journal(loaded, preparation)
-        session = Session(
-            preparation, strategy.training_args, model, packed, dropout_plan, precision, journal
-        )
-        state = session.run()
-        result = session.finish(state)
+    with ExitStack() as held:
+        signals = held.enter_context(StopSignals())
+        with packed_forward(transformer_of(model), fuses=precision.is_native) as packed:
+            preparation.choices.append(_describe_kernels(packed, precision))
+            show_preparation(preparation)
+            make_output_dir(folder)
+            held.enter_context(RunLock(folder))
+            record = describe_start(loaded, preparation, identity)
+            checkpoint = _begin(folder, record, unfinished, overwrite=overwrite)
+            journal = open_journal(loaded, preparation)
+            session = Session(preparation, strategy, model, packed, dropout_plan, precision, journal, signals)
+            if checkpoint is not None:
+                session.restore(checkpoint)
+            try:
+                state = session.run()
+            except StopAsked:
+                raise _interrupted(loaded, folder, signals) from None
+            result = session.finish(state)
 
-    _write_final_model(preparation, loaded, model)
-    findings = journal.conclude()
-    record = describe_run(loaded, preparation, result, findings, journal.account, started)
-    write_json(preparation.output_dir / RUN_FILE, record)
-    compare_with_base(loaded, preparation, model, result.final_model, findings)
+        _write_final_model(preparation, loaded, model)
+        findings = journal.conclude()
+        write_json(folder / RUN_FILE, describe_end(record, result, findings, journal.account))
+        if signals.asked is None:
+            compare_with_base(loaded, preparation, model, result.final_model, findings)
     return result
+
+
+def _begin(
+    folder: Path, record: dict[str, Any], unfinished: Unfinished | None, *, overwrite: bool
+) -> Path | None:
+    """Write down that a run begins, or goes on; return the checkpoint that it goes on from, if any."""
+    checkpoint = choose_checkpoint(unfinished) if unfinished is not None else None
+    if unfinished is None:
+        clear_output_dir(folder, overwrite=overwrite)
+    else:
+        say_resumed(unfinished, checkpoint)
+        step = step_of(checkpoint) if checkpoint is not None else 0
+        record |= describe_resumption(record, unfinished.record, step)
+        prepare_to_go_on(folder, unfinished, step)
+    write_json(folder / RUN_FILE, record)
+    return checkpoint
+
+
+def _interrupted(loaded: LoadedStrategy, folder: Path, signals: StopSignals) -> RunInterrupted:
+    """Return how a run ended that a signal stopped: what was saved, and what goes on with it."""
+    assert signals.asked is not None
+    name = signal.Signals(signals.asked).name
+    saved = checkpoints_in(folder / CHECKPOINTS_FOLDER)
+    in_file = f" --strategy-file {shlex.quote(str(loaded.file))}" if loaded.file else ""
+    again = f"python cli.py train --strategy {shlex.quote(loaded.key)}{in_file}"
+    return RunInterrupted(
+        f"{name} ended the run" + (f" after step {step_of(saved[0])}, which is saved" if saved else ""),
+        where=str(saved[0] if saved else folder),
+        remedy=f"The same command goes on with it: {again} …" if saved else "Run the same command again.",
+        signal_number=signals.asked,
+    )
 
 
 def show_preparation(preparation: Preparation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,25 +13,24 @@ import torch
 
 from llamafarm import terminal
 from llamafarm.data.encoding.pack import Pack, pack_rows
+from llamafarm.errors import OutputError
 from llamafarm.evaluation.loss import LossResult, measure_losses
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.hardware.speed import measure_peak_flops
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.forward import PackedForward
-from llamafarm.model.weights import Trained, restore_weights, trained_weights
+from llamafarm.model.weights import Trained, restore_weights
 from llamafarm.planning.duration import RowLengths, training_flops
-from llamafarm.strategy.schema import Method, TrainingArgs
-from llamafarm.training.checkpoint import (
-    CheckpointRecord,
-    read_checkpoint,
-    remove_old_checkpoints,
-    write_checkpoint,
-)
+from llamafarm.strategy.schema import Method, Strategy, TrainingArgs
+from llamafarm.training.checkpoint import read_checkpoint, read_state
 from llamafarm.training.journal import Journal
 from llamafarm.training.loop import LoopState, StepRecord, run_loop
 from llamafarm.training.optimizer import OptimizerSettings, build_optimizer
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER
+from llamafarm.training.saving import Saver
+from llamafarm.training.signals import StopAsked, StopSignals
+from llamafarm.training.snapshot import TrainingParts
 from llamafarm.training.step import Precision, StepResult, run_step
 
 
@@ -64,13 +64,15 @@ class Session:
     def __init__(
         self,
         preparation: Preparation,
-        args: TrainingArgs,
+        strategy: Strategy,
         model: Trained,
         packed: PackedForward,
         dropout_plan: DropoutPlan,
         precision: Precision,
         journal: Journal,
+        signals: StopSignals,
     ) -> None:
+        args = strategy.training_args
         self._preparation = preparation
         self._model = model
         self._packed = packed
@@ -78,7 +80,6 @@ class Session:
         self._precision = precision
         self._device = torch.device(preparation.device.kind)
         self._max_grad_norm = args.max_grad_norm
-        self._save_total_limit = args.save_total_limit
         self._pack_tokens = preparation.memory.pack_tokens
         self._eval_packs = pack_rows(
             preparation.eval_rows,
@@ -90,29 +91,58 @@ class Session:
         self._optimizer, self._scheduler = build_optimizer(
             model, optimizer_settings(args, preparation.method), preparation.plan.num_steps
         )
+        self._parts = TrainingParts(model, self._optimizer, self._scheduler, precision.scaler)
+        self._signals = signals
+        self._saver = Saver(preparation.output_dir / CHECKPOINTS_FOLDER, keep=args.save_total_limit)
         self._journal = journal
         self._account = journal.account
         self._learning_rate = 0.0
-        self._last_record: StepRecord | None = None
+        self._train_loss = math.inf
+        self._state = LoopState()
         self._evaluations: dict[int, LossResult] = {}
         self._checkpoints = preparation.output_dir / CHECKPOINTS_FOLDER
+        self._saves_checkpoints = strategy.monitoring.save_checkpoints
 
     def run(self) -> LoopState:
-        """Run the loop to its end, in training mode."""
+        """Run the loop to its end, in training mode, from where `restore` has put it.
+
+        Raises `StopAsked` where a signal ended it; all that was done is saved then, if it may be.
+        """
         self._model.train()
         with self._journal:
-            return run_loop(self._preparation.plan, self)
+            try:
+                return run_loop(self._preparation.plan, self, self._state)
+            except StopAsked:
+                self._save_before_leaving()
+                raise
+            finally:
+                self._saver.wait()
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a whole checkpoint. Raises `OutputError` where it is of another run."""
+        state, tensors = read_state(checkpoint)
+        self._parts.restore(checkpoint, state, tensors)
+        try:
+            self._state = LoopState.of_record(state["loop"])
+            self._evaluations = {
+                int(step): LossResult(*found) for step, found in state["evaluations"].items()
+            }
+            self._learning_rate, self._train_loss = state["learning_rate"], state["train_loss"]
+            self._pack_tokens = min(self._pack_tokens, state["pack_tokens"])
+            self._journal.restore(state["journal"], self._state.step)
+        except (KeyError, TypeError, ValueError) as error:
+            raise OutputError(
+                f"the run cannot be continued from this checkpoint: {error}",
+                where=str(checkpoint),
+                remedy="Start anew with --overwrite, or with another --output-dir.",
+            ) from error
+        self._saver.saved_step = self._state.step
 
     def take_step(self, step: int, row_indices: Sequence[int]) -> StepResult:
         """Take one optimizer step over these rows."""
         started = time.perf_counter()
-        laid_out = pack_rows(
-            self._preparation.train_rows,
-            row_indices,
-            self._pack_tokens,
-            shares_prefixes=self._preparation.memory.shares_prefixes,
-        )
-        packs = [pack.to(self._device) for pack in laid_out]
+        self._saver.check()
+        packs = self._lay_out(row_indices)
         self._account.data_seconds += time.perf_counter() - started
         result = run_step(
             partial(self._sum_loss, step),
@@ -139,26 +169,59 @@ class Session:
         self._journal.take_in_step(step, result, self._learning_rate, seconds, flops)
         return result
 
+    def _lay_out(self, row_indices: Sequence[int]) -> list[Pack]:
+        """Return the packs of a step, on the device."""
+        laid_out = pack_rows(
+            self._preparation.train_rows,
+            row_indices,
+            self._pack_tokens,
+            shares_prefixes=self._preparation.memory.shares_prefixes,
+        )
+        return [pack.to(self._device) for pack in laid_out]
+
     def evaluate(self) -> LossResult:
-        """Return the loss on the evaluation rows."""
+        """Return the loss on the evaluation rows. Raises `StopAsked` between two packs."""
         num_rows = len(self._preparation.eval_rows)
         with self._journal.phase("evaluating"):
             return measure_losses(
-                self._packed, self._eval_packs, num_rows, self._device, self._precision.autocast
+                self._packed,
+                self._eval_packs,
+                num_rows,
+                self._device,
+                self._precision.autocast,
+                before_pack=self._signals.check,
             ).total
 
+    def check_stop(self) -> None:
+        """Raise `StopAsked` if a signal has come."""
+        self._signals.check()
+
     def save(self, state: LoopState) -> None:
-        """Save a checkpoint, and remove those that are not to be kept."""
-        record = CheckpointRecord(
-            step=state.step,
-            epoch=state.step / self._preparation.plan.steps_per_epoch,
-            best_metric=state.best_metric if state.best_step else None,
-            best_step=state.best_step,
-        )
+        """Save a checkpoint, beside the next steps where it is a copy, and remove those not to be kept."""
         with self._journal.phase("saving"):
-            folder = write_checkpoint(self._checkpoints, record, self._model, trained_weights(self._model))
-            remove_old_checkpoints(self._checkpoints, keep=self._save_total_limit, best_step=state.best_step)
-        terminal.say(f"saved {folder}")
+            snapshot = self._parts.take_snapshot(
+                state.step,
+                {
+                    "loop": state.as_record(),
+                    "evaluations": {
+                        step: (found.loss, found.num_supervised_tokens)
+                        for step, found in self._evaluations.items()
+                    },
+                    "learning_rate": self._learning_rate,
+                    "train_loss": self._train_loss,
+                    "pack_tokens": self._pack_tokens,
+                    "journal": self._journal.as_record(),
+                },
+            )
+            in_background = self._parts.is_copied
+            self._saver.save(snapshot, best_step=state.best_step, in_background=in_background)
+
+    def _save_before_leaving(self) -> None:
+        """Save where the run stands, unless that is saved already or nothing is to be saved."""
+        state = self._state
+        is_saved = state.is_settled and self._saver.saved_step == state.step
+        if state.step and not is_saved and self._saves_checkpoints:
+            self.save(state)
 
     def record(self, record: StepRecord, state: LoopState) -> None:
         """Write down what happened since the last record; step 0 has the evaluation before training."""
@@ -168,7 +231,7 @@ class Session:
             assert record.evaluation is not None
             self._journal.write_baseline(record.evaluation)
             return
-        self._last_record = record
+        self._train_loss = record.train_loss
         self._journal.write(record, self._learning_rate)
 
     def finish(self, state: LoopState) -> RunResult:
@@ -185,12 +248,11 @@ class Session:
         evaluation = self._evaluations.get(chosen_step)
         peak_flops = measure_peak_flops(self._preparation.device.kind, self._preparation.precision.name)
         account = self._account
-        assert self._last_record is not None
         return RunResult(
             final_model=self._preparation.output_dir / FINAL_MODEL_FOLDER,
             num_steps=state.step,
             num_epochs=state.step / plan.steps_per_epoch,
-            train_loss=self._last_record.train_loss,
+            train_loss=self._train_loss,
             eval_loss=evaluation.loss if evaluation else None,
             eval_perplexity=evaluation.perplexity if evaluation else None,
             best_step=state.best_step or None,

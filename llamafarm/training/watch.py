@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llamafarm.findings.finding import Finding
@@ -12,8 +12,8 @@ from llamafarm.findings.overfitting import DRIFT, find_overfitting
 from llamafarm.findings.speed import Seconds, find_slowness
 
 # A look goes over all lines so far. One comes when their number has grown by so much, so that all looks
-# together cost as much as twenty over the whole run, however long it is.
-_GROWTH = 1.05
+# together cost as much as twenty over the whole run, however long it is; fifty where evaluations are many.
+_GROWTH, _GROWTH_TO_EVALUATION = 1.05, 1.02
 
 
 class Watch:
@@ -31,24 +31,41 @@ class Watch:
     ) -> None:
         """Take a line of metrics in; `utilization` is the GPU's mean and how many samples it is of."""
         self._lines.append(line)
-        if line["eval_loss"] is None and len(self._lines) < self._look_at:
+        sooner = 1.0 if line["eval_loss"] is None else _GROWTH_TO_EVALUATION / _GROWTH
+        if len(self._lines) < int(self._look_at * sooner):
             return
         self._look_at = int(len(self._lines) * _GROWTH) + 1
-        for finding in self._look(seconds, utilization):
+        self._tell(self._look(seconds, utilization))
+
+    def restore(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the lines of a run that goes on; what they show was said before."""
+        self._lines = list(lines)
+        self._look_at = int(len(self._lines) * _GROWTH) + 1
+        self._said = {finding.name for finding in self._look_at_lines()}
+
+    def conclude(self, seconds: Seconds, utilization: tuple[float | None, int]) -> list[Finding]:
+        """Return what the whole run shows, and say what was not said yet.
+
+        What was said on the way and has passed is not among it.
+        """
+        found = self._look(seconds, utilization)
+        self._tell(found)
+        return found
+
+    def _tell(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
             if finding.name not in self._said:
                 self._said.add(finding.name)
                 self._say(finding)
 
-    def conclude(self, seconds: Seconds, utilization: tuple[float | None, int]) -> list[Finding]:
-        """Return what the whole run shows. What was said on the way and has passed is not among it."""
-        return self._look(seconds, utilization)
-
     def _look(self, seconds: Seconds, utilization: tuple[float | None, int]) -> list[Finding]:
+        return [*self._look_at_lines(), *find_slowness(seconds, *utilization)]
+
+    def _look_at_lines(self) -> list[Finding]:
         history = History(self._lines)
         overfitting = find_overfitting(history, self._settings)
         has_drift = any(finding.name == DRIFT for finding in overfitting)
         return [
             *overfitting,
             *find_learning(history, self._settings, trusts_evaluations=not has_drift),
-            *find_slowness(seconds, *utilization),
         ]

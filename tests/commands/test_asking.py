@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamafarm.commands import asking
 from llamafarm.commands.asking import Asked, open_asked
 from llamafarm.data.conversation import Message
 from llamafarm.deploy.convert import ExportWishes, export
 from llamafarm.deploy.hand_over import hand_over
-from llamafarm.errors import LlamaFarmError, ModelError, StrategyError
+from llamafarm.errors import LlamaFarmError, ModelError, PromptTooLongError, StrategyError
 from llamafarm.inference import llamacpp
-from llamafarm.inference.generate import Answer, GenerationSettings
+from llamafarm.inference import open as open_module
+from llamafarm.inference.generate import INTERRUPTED, Answer, GenerationSettings
 from llamafarm.inference.llamacpp import LlamaOptions, LlamaServer, has_llamacpp
+from llamafarm.inference.open import open_final_model
+from llamafarm.model.load import find_base
 from llamafarm.strategy.load import load_strategy
 from llamafarm.training.run import run_training
 
@@ -126,10 +133,17 @@ def test_layers_and_threads_are_llama_cpps(trained: Path, monkeypatch: pytest.Mo
     assert [(one.gpu_layers, one.num_threads) for one in seen] == [(0, 1), (None, None)]
 
 
+@pytest.fixture
+def is_left() -> threading.Event:
+    """Set once the server sees that nobody reads its answer any more."""
+    return threading.Event()
+
+
 class _OpenAI(BaseHTTPRequestHandler):
     """A server of OpenAI's protocol that answers with what it was asked."""
 
     asked: list[dict[str, Any]]
+    is_left: threading.Event
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -137,7 +151,12 @@ class _OpenAI(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(content)
-        if content["model"] == "gone":
+        if content["model"] == "endless":
+            return self._say_without_end()
+        if content["model"] == "small" and len(content["messages"]) > 1:
+            body = b'{"error": {"code": "context_length_exceeded", "message": "maximum context length is 9"}}'
+            self.send_response(400)
+        elif content["model"] == "gone":
             body = b'{"error": {"message": "no such model"}}'
             self.send_response(404)
         else:
@@ -153,12 +172,24 @@ class _OpenAI(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _say_without_end(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        event = b'data: {"choices": [{"delta": {"content": "more "}}]}\n\n'
+        try:
+            while True:
+                self.wfile.write(event)
+                time.sleep(0.01)
+        except OSError:
+            self.is_left.set()
+
 
 @pytest.fixture
-def openai() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def openai(is_left: threading.Event) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The address of such a server, and what it was asked."""
     asked: list[dict[str, Any]] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_OpenAI,), {"asked": asked}))
+    state = {"asked": asked, "is_left": is_left}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_OpenAI,), state))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked
     server.shutdown()
@@ -200,3 +231,95 @@ def test_the_base_is_always_asked_of_transformers(trained: Path, uses_base: bool
     asked = open_asked(None, "s", trained, ["model_app.type=llamacpp"], uses_base=uses_base)
     assert (asked.base_name is not None) == uses_base
     asked.close()
+
+
+def interrupted(asked: Asked, num_pieces: int = 2) -> tuple[Answer, str]:
+    """Ask, and press Ctrl-C after some pieces of the answer."""
+    pieces: list[str] = []
+
+    def write(piece: str) -> None:
+        pieces.append(piece)
+        if len(pieces) == num_pieces:
+            # As a terminal does it, while the next piece is waited for.
+            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+
+    answer = asked.stream(QUESTION, replace(GREEDY, max_new_tokens=5000), write, None)
+    return answer, "".join(pieces)
+
+
+def test_ctrl_c_makes_a_server_stop(
+    trained: Path, openai: tuple[str, list[dict[str, Any]]], is_left: threading.Event
+) -> None:
+    url = f"model_app.config.base_url={openai[0]}"
+    asked = open_as(trained, "model_app.type=openai", url, "model_app.config.default_model=endless")
+    for _ in range(2):  # the connection that was closed is not asked again
+        answer, said = interrupted(asked)
+        assert answer.ended_by == INTERRUPTED and answer.text == said.strip()
+        assert answer.num_tokens >= 2
+        assert is_left.wait(10)
+        is_left.clear()
+    asked.close()
+
+
+def test_ctrl_c_ends_an_answer_of_llama_cpp_and_not_the_server(trained: Path) -> None:
+    asked = open_as(trained, "model_app.type=llamacpp")
+    expected = asked.stream(QUESTION, GREEDY, lambda piece: None, None)
+
+    def press(piece: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    answer = asked.stream(QUESTION, GREEDY, press, None)
+    assert answer.ended_by == INTERRUPTED and expected.text.startswith(answer.text)
+    assert asked.stream(QUESTION, GREEDY, lambda piece: None, None) == expected
+    asked.close()
+
+
+def test_what_a_server_says_of_its_context_is_understood(
+    trained: Path, openai: tuple[str, list[dict[str, Any]]]
+) -> None:
+    url = f"model_app.config.base_url={openai[0]}"
+    asked = open_as(trained, "model_app.type=openai", url, "model_app.config.default_model=small")
+    asked.stream(QUESTION, GREEDY, lambda piece: None, None)
+    with pytest.raises(PromptTooLongError, match="maximum context length is 9"):
+        asked.stream([*QUESTION, *QUESTION], GREEDY, lambda piece: None, None)
+    asked.close()
+
+
+def test_both_engines_count_a_prompts_tokens_alike(trained: Path) -> None:
+    here, there = open_as(trained), open_as(trained, "model_app.type=llamacpp")
+    assert here.count_tokens is not None and there.count_tokens is not None
+    assert here.count_tokens(QUESTION) == there.count_tokens(QUESTION) > 3
+    assert here.context_tokens == there.context_tokens == 256
+    there.close()
+
+
+def test_what_is_compared_is_asked_of_transformers(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected, _ = ask(open_asked(None, "s", trained, None, uses_base=True))
+    asked = open_asked(None, "s", trained, ["model_app.type=llamacpp"], uses_base=False, is_compared=True)
+    assert "transformers answers, as --compare needs the base" in capsys.readouterr().err
+    assert asked.base is not None
+    with asked.base() as base:
+        assert base.name == asked.base_name
+        beside, _ = ask(base)
+    tuned, _ = ask(asked)
+    assert beside == expected and beside.text != tuned.text
+
+
+def test_a_base_that_has_to_be_loaded_is_loaded_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_final_model(trained.parent / "run" / "final_model", "cpu")
+    # As where all weights were trained: the base is not had by taking an adapter off.
+    apart = replace(opened, separate_base=find_base(opened.base_name))
+    monkeypatch.setattr(asking, "open_model", lambda *_, **__: apart)
+    loads: list[object] = []
+    load = open_module.load_model
+    monkeypatch.setattr(
+        open_module, "load_model", lambda *given, **named: loads.append(given) or load(*given, **named)
+    )
+    asked = open_asked(trained, None, None, None, uses_base=False, is_compared=True)
+    assert asked.base is not None
+    answers = []
+    for _ in range(2):
+        with asked.base() as base:
+            answers.append(ask(base)[0])
+    assert answers[0] == answers[1] != ask(asked)[0]
+    assert len(loads) == 1

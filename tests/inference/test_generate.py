@@ -14,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llamafarm.data.conversation import Message
-from llamafarm.errors import InputError
+from llamafarm.errors import InputError, PromptTooLongError
 from llamafarm.inference.generate import (
+    INTERRUPTED,
     Answer,
     Answerer,
     GenerationSettings,
@@ -164,6 +165,48 @@ def test_the_end_of_turn_token_ends_an_answer_and_is_no_part_of_it(
     assert opened.template.end_of_turn not in answer.text
 
 
+def after(num_calls: int) -> Callable[[], bool]:
+    """Return what says from its `num_calls`-th call on that somebody interrupts."""
+    calls = iter(range(1, num_calls))
+    return lambda: next(calls, None) is None
+
+
+def test_an_interrupted_answer_is_what_had_come_of_it(
+    answerer: Answerer, question: Question, greedy: GenerationSettings
+) -> None:
+    whole, _ = ask(answerer, question, greedy)
+    pieces: list[str] = []
+    answer = answerer.stream(question, greedy, pieces.append, after(5))
+    assert (answer.ended_by, answer.num_tokens, answer.is_interrupted) == (INTERRUPTED, 5, True)
+    assert "".join(pieces) == answer.text and whole.text.startswith(answer.text)
+    assert not whole.is_interrupted and answer.text != whole.text
+
+
+def test_an_answer_interrupted_within_a_character_ends_before_it(
+    answerer: Answerer, opened: OpenModel, question: Question, greedy: GenerationSettings, forces: Forces
+) -> None:
+    token_ids = opened.tokenizer("ab漢", add_special_tokens=False)["input_ids"]
+    with forces(opened.model, token_ids):
+        answer = answerer.stream(question, greedy, lambda piece: None, after(len(token_ids) - 1))
+    assert (answer.text, answer.ended_by) == ("ab", INTERRUPTED)
+
+
+def test_of_interrupted_batches_the_answers_that_had_ended_are_whole(
+    answerer: Answerer, question: Question, greedy: GenerationSettings
+) -> None:
+    prompts = [longer(question, num_words) for num_words in (0, 3, 6, 9)]
+    whole = answerer.answer_all(prompts, greedy)
+    stopping = replace(greedy, stop_sequences=(whole[0].text[1:4],))
+    expected = answerer.answer_all(prompts[:1], stopping)[0]
+    # Once before the batch, then after every token: the first row has ended by then, the second has not.
+    answers = answerer.answer_all(
+        prompts, stopping, batch_size=2, is_interrupted=after(expected.num_tokens + 4)
+    )
+    assert answers[0] == expected and expected.ended_by == "stop-sequence"
+    assert answers[1].is_interrupted and answers[1].num_tokens > 0
+    assert answers[2:] == [Answer("", INTERRUPTED, 0)] * 2
+
+
 def test_what_the_model_itself_calls_an_end_ends_an_answer(
     opened: OpenModel, question: Question, greedy: GenerationSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,9 +289,10 @@ def test_a_prompt_that_fills_the_context_is_refused(
         lambda: ask(answerer, longer(question, 300), greedy),
         lambda: answerer.answer_all([question, longer(question, 300)], greedy),
     ):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(PromptTooLongError) as caught:
             act()
-        assert "256" in caught.value.problem
+        assert isinstance(caught.value, InputError) and "256" in caught.value.problem
+    assert answerer.count_tokens(longer(question, 300)) > answerer.context_length == 256
 
 
 def test_an_answer_never_runs_over_the_context(

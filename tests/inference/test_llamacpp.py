@@ -56,6 +56,8 @@ def test_the_process_ends_with_its_context(file: Path) -> None:
     with LlamaServer(file, LlamaOptions(64)) as server:
         process = server._process
         assert process.poll() is None
+        # What a terminal sends to its process group, such as Ctrl-C, is not for it.
+        assert os.getpgid(process.pid) != os.getpgid(0)
     assert process.poll() is not None
 
 

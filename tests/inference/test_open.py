@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 
 from llamafarm.data.conversation import Message
 from llamafarm.errors import ModelError
-from llamafarm.inference.generate import Answer, GenerationSettings
-from llamafarm.inference.open import OpenModel, open_base, open_final_model
+from llamafarm.inference.generate import INTERRUPTED, Answer, GenerationSettings
+from llamafarm.inference.open import InterruptibleAnswerer, OpenModel, open_base, open_final_model
 from llamafarm.model.adapter import AdapterSettings, adapter_tensors, attach_adapter
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.load import Base, find_base, load_model, load_tokenizer
@@ -118,3 +119,42 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path, open_it: Callable[
 def test_a_base_of_a_final_model_is_found_by_the_name_it_was_trained_under(final_model: Path) -> None:
     opened = open_final_model(final_model, "cpu")
     assert find_base(opened.base_name) == Base(opened.base_name, opened.base_name)
+
+
+def test_ctrl_c_ends_an_answer_and_a_second_one_everything(opened: OpenModel) -> None:
+    answerer = InterruptibleAnswerer(opened.answerer)
+    messages, pieces = [Message("user", "What is asthma?")], []
+
+    def interrupt(piece: str, times: int = 1) -> None:
+        pieces.append(piece)
+        for _ in range(times if len(pieces) == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    answer = answerer.stream(messages, opened.settings, interrupt)
+    assert answer.ended_by == INTERRUPTED and "".join(pieces) == answer.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    pieces.clear()
+    with pytest.raises(KeyboardInterrupt):
+        answerer.stream(messages, opened.settings, lambda piece: interrupt(piece, 2))
+    assert answerer.stream(messages, opened.settings, lambda piece: None).ended_by != INTERRUPTED
+
+
+def test_after_ctrl_c_no_later_batch_is_answered(opened: OpenModel) -> None:
+    answerer = InterruptibleAnswerer(opened.answerer)
+    asked = [[Message("user", "What is asthma?")]] * 2
+    whole = answerer.answer_all(asked, opened.settings, None, lambda by: signal.raise_signal(signal.SIGINT))
+    assert not any(answer.is_interrupted for answer in whole)
+    after = answerer.answer_all(asked, opened.settings, None, lambda by: None)
+    assert after == [Answer("", INTERRUPTED, 0)] * 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(opened: OpenModel) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        InterruptibleAnswerer(opened.answerer).stream(
+            [Message("user", "x")], opened.settings, lambda piece: signal.raise_signal(signal.SIGINT)
+        )
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

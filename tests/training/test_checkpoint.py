@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llamafarm.errors import OutputError
+from llamafarm.model import weights
 from llamafarm.model.adapter import AdapterSettings, adapter_tensors, attach_adapter
-from llamafarm.training import checkpoint
 from llamafarm.training.checkpoint import (
-    CheckpointRecord,
+    Snapshot,
     checkpoint_folder,
+    checkpoints_in,
+    is_whole,
     read_checkpoint,
+    read_state,
     remove_old_checkpoints,
     write_checkpoint,
 )
@@ -37,8 +41,10 @@ def write(model: PeftModel, tmp_path: Path) -> Callable[..., Path]:
 
     def write_step(step: int, value: float = 0.5) -> Path:
         tensors = {name: torch.full_like(tensor, value) for name, tensor in adapter_tensors(model).items()}
-        record = CheckpointRecord(step=step, epoch=1.5, best_metric=0.25, best_step=3)
-        return write_checkpoint(tmp_path, record, model, tensors)
+        write = lambda folder: weights.write_weights(folder, model, tensors)  # noqa: E731
+        return write_checkpoint(
+            tmp_path, Snapshot(step, write, {"moment": torch.ones(3)}, {"loop": {"a": 1}})
+        )
 
     return write_step
 
@@ -53,8 +59,9 @@ def test_a_checkpoint_is_read_back_as_it_was_written(write: Callable[..., Path],
     tensors = read_checkpoint(tmp_path, 120)
     assert tensors
     assert all((tensor == 0.5).all() for tensor in tensors.values())
-    state = json.loads((folder / "state.json").read_text())
-    assert state == {"step": 120, "epoch": 1.5, "best_metric": 0.25, "best_step": 3}
+    state, training = read_state(folder)
+    assert state == {"format_version": 2, "step": 120, "loop": {"a": 1}}
+    assert training["moment"].tolist() == [1, 1, 1]
 
 
 def test_it_is_safetensors_and_json_with_a_manifest_of_every_other_file(
@@ -67,7 +74,9 @@ def test_it_is_safetensors_and_json_with_a_manifest_of_every_other_file(
     assert all(entry["bytes"] == (folder / name).stat().st_size for name, entry in manifest.items())
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "adapter_config.json", "state.json", "training.safetensors"]
+)
 def test_one_changed_byte_is_noticed(write: Callable[..., Path], tmp_path: Path, name: str) -> None:
     file = write(1) / name
     content = bytearray(file.read_bytes())
@@ -94,7 +103,7 @@ def test_an_interrupted_write_leaves_no_checkpoint_and_the_next_one_succeeds(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_weights", interrupt)
+        patch.setattr(weights, "write_weights", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write(2)
     assert not checkpoint_folder(tmp_path, 2).exists()
@@ -112,7 +121,7 @@ def test_an_interrupted_rewrite_of_a_step_leaves_the_old_one(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "write_weights", interrupt)
+    monkeypatch.setattr(weights, "write_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write(1, 0.75)
     assert all((tensor == 0.5).all() for tensor in read_checkpoint(tmp_path, 1).values())
@@ -124,7 +133,7 @@ def test_a_full_disk_is_an_error_for_people(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_weights", fail)
+    monkeypatch.setattr(weights, "write_weights", fail)
     with pytest.raises(OutputError, match="No space left on device") as caught:
         write(2)
     assert caught.value.where == str(tmp_path / "step-00000002")
@@ -148,3 +157,27 @@ def test_folders_of_other_names_are_left_alone(write: Callable[..., Path], tmp_p
         write(step)
     remove_old_checkpoints(tmp_path, keep=1, best_step=0)
     assert steps_in(tmp_path) == ["step-00000002", "step-mine"]
+
+
+def test_an_added_file_is_no_part_of_a_whole_checkpoint(write: Callable[..., Path]) -> None:
+    folder = write(1)
+    assert is_whole(folder)
+    (folder / "optimizer.pt").write_bytes(b"pickled")
+    assert not is_whole(folder)
+
+
+def test_one_that_made_way_for_another_which_never_came_is_put_back(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write(3, 0.5)
+    folder.rename(tmp_path / "step-00000003.replaced")
+    assert checkpoints_in(tmp_path) == [folder]
+    assert is_whole(folder)
+
+
+def test_the_newest_is_the_one_of_the_latest_step_whatever_the_clock_says(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for step in (10, 9):
+        os.utime(write(step), (step * -(10**8), step * -(10**8)))
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000010", "step-00000009"]

@@ -40,6 +40,9 @@ class Memory:
         assert state.step == len(self.rows)
         self.saved.append(state.step)
 
+    def check_stop(self) -> None:
+        pass
+
     def record(self, record: StepRecord, state: LoopState) -> None:
         assert record.step == state.step
         self.records.append(record)

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from llamafarm.errors import OutputError
-from llamafarm.training.record import MetricsWriter, check_output_dir, claim_output_dir, write_json
+from llamafarm.training.record import (
+    MetricsWriter,
+    check_output_dir,
+    clear_output_dir,
+    make_output_dir,
+    write_json,
+)
 
 OURS = [
     "checkpoints/step-00000001/state.json",
@@ -29,13 +35,13 @@ def write(folder: Path, name: str) -> None:
 def test_a_folder_that_is_not_there_yet_is_fine_and_checking_makes_nothing(tmp_path: Path) -> None:
     check_output_dir(tmp_path / "a" / "b", overwrite=False)
     assert not (tmp_path / "a").exists()
-    claim_output_dir(tmp_path / "a" / "b", overwrite=False)
+    make_output_dir(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_folder_with_other_files_is_fine_and_keeps_them(tmp_path: Path) -> None:
     write(tmp_path, "notes.txt")
-    claim_output_dir(tmp_path, overwrite=False)
+    clear_output_dir(tmp_path, overwrite=False)
     assert (tmp_path / "notes.txt").exists()
 
 
@@ -43,7 +49,7 @@ def test_a_folder_with_other_files_is_fine_and_keeps_them(tmp_path: Path) -> Non
 def test_a_folder_with_an_earlier_run_is_refused_untouched(tmp_path: Path, name: str) -> None:
     write(tmp_path, name)
     with pytest.raises(OutputError, match=name.partition("/")[0]) as caught:
-        claim_output_dir(tmp_path, overwrite=False)
+        clear_output_dir(tmp_path, overwrite=False)
     assert caught.value.where == str(tmp_path)
     assert "--overwrite" in caught.value.remedy
     assert (tmp_path / name).exists()
@@ -52,7 +58,7 @@ def test_a_folder_with_an_earlier_run_is_refused_untouched(tmp_path: Path, name:
 def test_overwriting_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> None:
     for name in (*OURS, "notes.txt", "data/train.jsonl"):
         write(tmp_path, name)
-    claim_output_dir(tmp_path, overwrite=True)
+    clear_output_dir(tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "notes.txt"]
     assert (tmp_path / "data" / "train.jsonl").exists()
 
@@ -61,7 +67,7 @@ def test_overwriting_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path, overwrite: bool) -> None:
     write(tmp_path, "run")
     with pytest.raises(OutputError, match="is a file"):
-        claim_output_dir(tmp_path / "run", overwrite=overwrite)
+        check_output_dir(tmp_path / "run", overwrite=overwrite)
     assert (tmp_path / "run").read_text() == "{}"
 
 

@@ -335,7 +335,9 @@ def test_a_run_that_breaks_leaves_no_final_model_but_its_checkpoints_and_metrics
     with pytest.raises(NonFiniteError) as caught:
         train()
     assert caught.value.where.startswith("step 5, rows ")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.jsonl"]
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left == ["checkpoints", "metrics.jsonl", "run.json"]
+    assert "result" not in json.loads((tmp_path / "run" / "run.json").read_text())
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
@@ -357,7 +359,9 @@ def test_evaluation_packs_have_at_most_the_rows_they_may(
     monkeypatch.setattr(
         session,
         "measure_losses",
-        lambda model, packs, *rest: seen.append(len(packs)) or measure(model, packs, *rest),
+        lambda model, packs, *rest, **options: (
+            seen.append(len(packs)) or measure(model, packs, *rest, **options)
+        ),
     )
     for most in (None, 1):
         train(f"most-{most}", num_eval_rows=3, training_args__max_steps=1,

@@ -15,7 +15,7 @@ from llamafarm.data.encoding.fitting import Limits
 from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.data.reading.records import FileReport, ReadOptions
-from llamafarm.errors import DataError
+from llamafarm.errors import DataError, MachineError
 from llamafarm.hardware.device import Device, find_device
 from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
 from llamafarm.hardware.process import keep_few_kernels
@@ -85,11 +85,14 @@ class Preparation:
         return self.selection.eval_rows
 
 
-def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Preparation:
+def prepare(
+    loaded: LoadedStrategy, *, scratch_dir: Path | None = None, precision_before: str | None = None
+) -> Preparation:
     """Settle and check everything that a run needs. Raises the error of whatever is wrong first.
 
     A base model's configuration and tokenizer are downloaded where they are not here yet; into `scratch_dir`,
-    where that is given, so that nothing stays.
+    where that is given, so that nothing stays. A run that goes on computes in `precision_before`, if the
+    strategy leaves it to the machine.
     """
     strategy = loaded.strategy
     choices: list[Choice] = []
@@ -98,7 +101,7 @@ def prepare(loaded: LoadedStrategy, *, scratch_dir: Path | None = None) -> Prepa
 
     device = find_device(strategy.hardware.device)
     choices.append(Choice("device", device.description, device.why))
-    precision = _settle_precision(strategy, device, choices)
+    precision = _settle_precision(strategy, device, choices, precision_before)
     base = _settle_base(loaded, choices)
     source = find_source(base.source, base.cache_dir)
     if scratch_dir is not None and not source.is_local:
@@ -235,7 +238,9 @@ def output_dir_of(loaded: LoadedStrategy) -> Path:
     return Path(loaded.strategy.training_args.output_dir or f"./fine_tuned_models/{loaded.key}")
 
 
-def _settle_precision(strategy: Strategy, device: Device, choices: list[Choice]) -> PrecisionChoice:
+def _settle_precision(
+    strategy: Strategy, device: Device, choices: list[Choice], before: str | None
+) -> PrecisionChoice:
     if device.kind == "cpu":  # whose probe of the precision multiplies in 16 bits already
         keep_few_kernels()
     block = getattr(strategy.hardware.precision, device.kind)
@@ -245,9 +250,26 @@ def _settle_precision(strategy: Strategy, device: Device, choices: list[Choice])
         use_bf16=block.use_bf16,
         use_tf32=getattr(block, "use_tf32", None),
     )
-    precision = choose_precision(device, wishes)
+    precision = _as_before(device, wishes, before) or choose_precision(device, wishes)
     choices.append(Choice("precision", precision.name, precision.why))
     return precision
+
+
+def _as_before(device: Device, wishes: PrecisionWishes, before: str | None) -> PrecisionChoice | None:
+    """Return what a run computed in before, unless the strategy names another or the device has it not.
+
+    A probe may come out otherwise the second time, and the result would not be the same.
+    """
+    is_asked = wishes.mixed_precision or wishes.use_fp16 or wishes.use_bf16
+    if before is None or is_asked:
+        return None
+    try:
+        again = choose_precision(
+            device, replace(wishes, mixed_precision="no" if before == "fp32" else before)
+        )
+    except MachineError:
+        return None
+    return replace(again, why="as the run began")
 
 
 def _settle_base(loaded: LoadedStrategy, choices: list[Choice]) -> Base:

@@ -36,7 +36,7 @@ def main() -> None:
     run_python(*split, "--output-dir", str(OUTPUT / "data"))
 
     say("3. Ask the base model about held-out conditions, and measure it: before")
-    before = run("evaluate", *STRATEGY, "--eval-dataset", str(HELD_OUT), "--base", "--examples", "4")
+    run("evaluate", *STRATEGY, "--eval-dataset", str(HELD_OUT), "--base", "--examples", "4")
 
     say("4. Fine-tune")
     data = [f"--{part}-dataset={OUTPUT / 'data' / f'medical_qa_{part}.jsonl'}" for part in ("train", "eval")]
@@ -56,9 +56,10 @@ def main() -> None:
     run("complete", first_question(), "--model", file, "--temperature", "0")
 
     say(f"Done in {time.monotonic() - started:.0f} seconds")
-    print(f"before   {before}\nafter    {after.splitlines()[-1]}")
+    print(f"{after}\n")
     print(f"model    {OUTPUT / 'final_model'}   an adapter that PEFT loads, its tokenizer and template")
     print(f"export   {file}   with a Modelfile for Ollama beside it")
+    print(f"report   {OUTPUT / 'report.html'}   all of it to look at, in a browser")
     print(f"metrics  {OUTPUT / 'metrics.jsonl'}   settings and versions: {OUTPUT / 'run.json'}")
     print(f"next     {shown('cli.py', 'complete', 'What causes asthma?', *STRATEGY)}")
     print("         put your own rows into a JSONL file and pass it as --train-dataset")

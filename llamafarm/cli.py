@@ -1,12 +1,13 @@
 """The command line: which verb is which command, and the one place where errors become exit codes.
 
-Exit codes: 0 done, 1 our fault, 2 the user's input, 3 the machine, 130 interrupted. The modules of the
-commands import what they need when they run, so that `--help` is instant.
+Exit codes: 0 done, 1 our fault, 2 the user's input, 3 the machine, 130 interrupted, 143 terminated. The
+modules of the commands import what they need when they run, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -46,9 +47,9 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
         except LlamaFarmError as error:
             terminal.show_error(error)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             terminal.warn("interrupted")
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(interrupt, _Terminated) else 130) from None
         except BrokenPipeError:
             # Whoever read our output has seen enough. Nothing more can be written, at exit either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,6 +102,15 @@ strategies_app.command()(_guard(schema))
 app.add_typer(strategies_app, name="strategies")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came where nothing else listens for it: what is held is let go of, as on Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def main() -> None:
     """Run the command line; leaves the process with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     app()

@@ -220,11 +220,10 @@ def _answer_file(job: _Job, questions: Sequence[Question], path: Path, output: P
     """Answer all questions, and write each part of them when it is answered; a part is written whole."""
     _check_lengths(job.asked, questions)
     num_written = num_cut = 0
-    passes = 2 if job.compares else 1
     # Ctrl-C may come between two answers as well.
     with (
         suppress(KeyboardInterrupt),
-        terminal.progress("answers", len(questions) * passes) as progress,
+        terminal.progress("answers", len(questions) * (1 + job.compares)) as progress,
     ):
         for start in range(0, len(questions), job.asked.num_together):
             part = questions[start : start + job.asked.num_together]

@@ -54,15 +54,22 @@ def show_side_by_side(evaluations: Sequence[Evaluation], num_examples: int) -> N
 
 def keep_with_run(opened: OpenModel, record: Mapping[str, Any]) -> None:
     """Keep the evaluation of a run's final model in the run's folder, and bring its report up to date."""
+    from llamafarm.errors import OutputError
     from llamafarm.evaluation.record import write_evaluation
+    from llamafarm.report.card import write_card
+    from llamafarm.report.page import write_report
 
     folder = Path(opened.name).parent
     if not opened.is_tuned or Path(opened.name).name != "final_model" or not (folder / "run.json").is_file():
         return
     try:
         terminal.say(f"kept in {write_evaluation(folder, record)}")
+        terminal.say(f"report: {write_report(folder)}")
+        write_card(folder)
     except OSError as error:
         terminal.warn(f"the evaluation is not kept in {folder}: {error.strerror}")
+    except OutputError as error:
+        terminal.warn(f"the report is not brought up to date: {error.problem} ({error.where})")
 
 
 def _show_table(measured: Sequence[Measured], changes: Mapping[str, Interval]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamafarm import terminal
+from llamafarm.commands.amounts import show_mib, show_seconds
 from llamafarm.commands.options import (
     PrintsJson,
     Settings,
@@ -92,29 +93,29 @@ def _show_memory(decision: MemoryDecision, probe: ProbeResult | None) -> None:
     for name, num_bytes in memory.parts():
         if num_bytes or name != "loading":
             bar = "█" * round(num_bytes / memory.total_bytes * _BAR_WIDTH)
-            print_line(f"  {name:<13}{_mib(num_bytes):>13}  {bar}".rstrip())
-    print_line(f"  {'in all':<13}{_mib(memory.total_bytes):>13}  predicted")
+            print_line(f"  {name:<13}{show_mib(num_bytes):>13}  {bar}".rstrip())
+    print_line(f"  {'in all':<13}{show_mib(memory.total_bytes):>13}  predicted")
     if probe is not None:
         error = memory.total_bytes / probe.peak_memory_bytes - 1
         print_line(
-            f"  {'measured':<13}{_mib(probe.peak_memory_bytes):>13}  the prediction is {error:+.1%} off"
+            f"  {'measured':<13}{show_mib(probe.peak_memory_bytes):>13}  the prediction is {error:+.1%} off"
         )
     verdict = "it fits" if decision.fits else "it does not fit"
-    print_line(f"  {'available':<13}{_mib(decision.available_bytes):>13}  {verdict}")
+    print_line(f"  {'available':<13}{show_mib(decision.available_bytes):>13}  {verdict}")
 
 
 def _show_course(preparation: Preparation, outlook: Outlook) -> None:
     plan, disk = preparation.plan, outlook.disk
     packs = f"{outlook.packs_of_first_step} for a step, of at most {preparation.memory.pack_tokens} tokens"
-    saved = f"{_mib(disk.checkpoints)} in checkpoints, {_mib(disk.final_model)} in the final model"
-    exported = f", {_mib(disk.export)} in exports" if disk.export else ""
+    saved = f"{show_mib(disk.checkpoints)} in checkpoints, {show_mib(disk.final_model)} in the final model"
+    exported = f", {show_mib(disk.export)} in exports" if disk.export else ""
     terminal.result("")
     for name, text in (
         ("rows", f"{plan.num_rows}, {outlook.tokens_per_epoch:,} tokens an epoch"),
         ("packs", packs),
         ("steps", f"{plan.num_steps} of {plan.rows_per_step} rows, {plan.steps_per_epoch} an epoch"),
-        ("time", f"{_show_seconds(outlook.seconds)}, from {outlook.time_basis}"),
-        ("disk", f"{_mib(disk.total_bytes)}: {saved}{exported}"),
+        ("time", f"{show_seconds(outlook.seconds)}, from {outlook.time_basis}"),
+        ("disk", f"{show_mib(disk.total_bytes)}: {saved}{exported}"),
     ):
         terminal.result(f"{name:<15}{text}")
 
@@ -159,15 +160,3 @@ def _as_record(
         "choices": [asdict(choice) for choice in preparation.choices],
         "warnings": preparation.warnings,
     }
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"
-
-
-def _show_seconds(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"about {hours} h {minutes} min"
-    return f"about {minutes} min {rest} s" if minutes else f"about {max(rest, 1)} s"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamafarm import terminal
+from llamafarm.commands.amounts import show_seconds
 from llamafarm.commands.options import (
     PrintsJson,
     Settings,
@@ -17,6 +18,9 @@ from llamafarm.commands.options import (
     set_mode,
     show_settings,
 )
+
+# A run that is longer is worth a rehearsal.
+_LONG_SECONDS = 30 * 60
 
 if TYPE_CHECKING:
     from llamafarm.strategy.load import LoadedStrategy
@@ -74,7 +78,21 @@ def setup(
     if prints_json:
         terminal.result_json(record)
     else:
+        _advise(loaded, preparation)
         terminal.result(f"{loaded.key} can run on this machine")
+
+
+def _advise(loaded: LoadedStrategy, preparation: Preparation) -> None:
+    """Say when a rehearsal would be wise: where much time would be lost by what fails at the end."""
+    from llamafarm.training.export import wants_export
+    from llamafarm.training.outlook import look_ahead
+
+    seconds = look_ahead(preparation, loaded.strategy).seconds
+    if seconds > _LONG_SECONDS or (wants_export(loaded.strategy) and seconds > _LONG_SECONDS / 3):
+        terminal.say(
+            f"\nthe run takes {show_seconds(seconds)}: rehearse it first, which takes a few minutes, with  "
+            f"python cli.py train --strategy {loaded.key} --strategy-file {loaded.file} --rehearse"
+        )
 
 
 def _as_record(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamafarm import terminal
+from llamafarm.commands.amounts import show_mib, show_seconds
 from llamafarm.commands.options import (
     IsQuiet,
     PrintsJson,
@@ -20,7 +21,25 @@ from llamafarm.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from llamafarm.training.session import RunResult
+    from llamafarm.deploy.convert import Exported
+    from llamafarm.strategy.load import LoadedStrategy
+    from llamafarm.training.result import RunResult
+
+
+Resume = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|never|PATH",
+        help="Go on with an unfinished run in the output folder, or from the checkpoint PATH.",
+    ),
+]
+Rehearses = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse",
+        help="Only do it all in small, in a temporary folder: steps, resume, answers, export.",
+    ),
+]
 
 
 def train(
@@ -39,13 +58,8 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")
     ] = False,
-    resume: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|never|PATH",
-            help="Go on with an unfinished run in the output folder, or from the checkpoint PATH.",
-        ),
-    ] = "auto",
+    resume: Resume = "auto",
+    rehearses: Rehearses = False,
     prints_json: PrintsJson = False,
     is_quiet: IsQuiet = False,
 ) -> None:
@@ -54,11 +68,6 @@ def train(
     A run that was ended on the way goes on when the same command is given again: from its newest checkpoint,
     and to the same bytes. Ctrl-C saves before it leaves; a second one leaves at once.
     """
-    import shlex
-    from dataclasses import asdict
-
-    from llamafarm.commands.exported import give_to_ollama, show_exported
-    from llamafarm.deploy.convert import OLLAMA
     from llamafarm.training.export import export_run
     from llamafarm.training.run import run_training
 
@@ -78,16 +87,51 @@ def train(
         },
     )
     show_settings(loaded)
+    if rehearses:
+        _rehearse(loaded)
+        return
     result = run_training(loaded, overwrite=overwrite, resume=resume)
     if not prints_json:
         _show(result)
-    exported = export_run(loaded, result.final_model)
+    _finish(loaded, result, export_run(loaded, result.final_model))
+
+
+def _rehearse(loaded: LoadedStrategy) -> None:
+    """Rehearse a run, and say what the whole of it will take."""
+    from dataclasses import asdict
+
+    from llamafarm.training.rehearsal import rehearse
+
+    found = rehearse(loaded)
+    outlook = found.outlook
+    if terminal.mode.prints_json:
+        terminal.result_json({"strategy": loaded.key, **asdict(found)})
+        return
+    peak, predicted = show_mib(found.peak_memory_bytes), show_mib(found.predicted_memory_bytes)
+    terminal.columns(
+        [
+            ("time", f"{show_seconds(outlook.seconds)}, from {outlook.time_basis}"),
+            ("memory", f"{peak}, {predicted} predicted"),
+            ("disk", show_mib(outlook.disk.total_bytes)),
+        ]
+    )
+    terminal.result(f"{loaded.key} is rehearsed: all that the run will do has been done once")
+
+
+def _finish(loaded: LoadedStrategy, result: RunResult, exported: Exported | None) -> None:
+    """Say what was exported, and print the result."""
+    import shlex
+    from dataclasses import asdict
+
+    from llamafarm.commands.exported import give_to_ollama, show_exported
+    from llamafarm.deploy.convert import OLLAMA
+
     record = asdict(result)
     if exported is not None:
         record["export"] = show_exported(exported)
         if exported.format == OLLAMA:
             record["export"] |= give_to_ollama(exported)
-    if prints_json:
+    if terminal.mode.prints_json:
         terminal.result_json(record)
         return
     in_file = f" --strategy-file {shlex.quote(str(loaded.file))}" if loaded.file else ""

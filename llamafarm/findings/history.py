@@ -48,7 +48,8 @@ class History:
     """
 
     def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        trained = [line for line in lines if line["step"] > 0]
+        # A line without supervised tokens is of steps that were skipped.
+        trained = [line for line in lines if line["step"] > 0 and line["supervised_tokens"] != 0]
         evaluated = [line for line in lines if line.get("eval_loss") is not None]
         self.steps_N = np.array([line["step"] for line in trained], np.int64)
         self.epochs_N = np.array([line["epoch"] for line in trained], np.float64)

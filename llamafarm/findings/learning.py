@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Lines before which nothing is said of a curve.
 _FEWEST_LINES = 12
 _FEWEST_FOR_SLOWNESS = 24
+# More steps than these, one after the other, that stand out are no spike but a rise.
+_LONGEST_SPIKE = 3
 # A loss that moved by less of itself stands still; that of training is of other rows at each step.
 _STILL, _STILL_IN_TRAINING = 0.01, 0.03
 # One that fell by more has learnt, whether or not there is more to learn.
@@ -96,6 +98,7 @@ def _find_spikes(history: History) -> Finding | None:
     noise = _noise(history)
     is_spike_N = losses_N > np.maximum(around_N + np.maximum(10 * noise, 0.5), 2 * around_N)
     is_spike_N[: min(5, len(history))] = False
+    _drop_long_stretches(is_spike_N)
     num_spikes = int(is_spike_N.sum())
     if not num_spikes:
         return None
@@ -110,6 +113,14 @@ def _find_spikes(history: History) -> Finding | None:
         "(gradient_accumulation_steps) or a lower learning_rate makes steps steadier",
         int(history.steps_N[worst]),
     )
+
+
+def _drop_long_stretches(is_out_N: NDArray[np.bool_]) -> None:
+    """Take out, in place, stretches that no single steps make, and one at the end that may become longer."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_out_N, [False]])))
+    for first, end in zip(edges[::2], edges[1::2], strict=True):
+        if end - first > _LONGEST_SPIKE or end == len(is_out_N):
+            is_out_N[first:end] = False
 
 
 def _find_unstable_gradients(history: History, settings: Settings) -> Finding | None:
@@ -226,14 +237,15 @@ def _slope(
 
 
 def _find_plateau(history: History, settings: Settings) -> Finding | None:
-    if len(history) < _FEWEST_FOR_SLOWNESS or history.steps_N[-1] < settings.num_steps / 2:
+    # Near the end only: what a few stretches of a long way teach is lost in their noise.
+    if len(history) < _FEWEST_FOR_SLOWNESS or history.steps_N[-1] < 0.9 * settings.num_steps:
         return None
     start, fall, _ = _fall_in_training(history)
     half = len(history) // 2
     earlier, later = history.train_losses_N[half : 3 * half // 2], history.train_losses_N[3 * half // 2 :]
     since = float(earlier.mean() - later.mean())
     error = math.sqrt(float(earlier.var(ddof=1)) / len(earlier) + float(later.var(ddof=1)) / len(later))
-    if start - fall < _LEARNT_LOSS or fall < max(0.1, 0.05 * start) or since + error > 0.07 * fall:
+    if start - fall < _LEARNT_LOSS or fall < max(0.1, 0.05 * start) or since + _SURE * error > 0.1 * fall:
         return None
     # While the schedule has the rate still up: at its end every loss stands still.
     if history.learning_rates_N[3 * half // 2] < 0.3 * history.learning_rates_N.max():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -80,7 +81,8 @@ class UtilizationMeter:
             process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # of one stuck in the driver, a kill waits as well
+                process.wait(_SECONDS_TO_END)
         thread.join(_SECONDS_TO_END)
         if process.stdout is not None and not thread.is_alive():
             process.stdout.close()

@@ -116,8 +116,10 @@ def plan_disk(request: MemoryRequest, *, num_checkpoints: int, quantization: str
     without one. Its export also holds the merged model in 16 bits for a while.
     """
     trained_bytes = request.num_trained_weights * _FP32_BYTES
+    # AdamW's two moments beside the weights; an adapter's own numbers, too, as what others read is rounded.
+    copies = 3 if request.is_full else 4
     export = 0
     if quantization is not None:
         merged = request.shape.num_parameters * _HALF_BYTES
         export = merged + int(request.shape.num_parameters * GGUF_BITS[quantization] / 8)
-    return DiskPlan(num_checkpoints * trained_bytes, trained_bytes, export)
+    return DiskPlan(num_checkpoints * copies * trained_bytes, trained_bytes, export)

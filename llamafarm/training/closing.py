@@ -12,7 +12,6 @@ import torch
 
 from llamafarm import terminal
 from llamafarm.data.conversation import Conversation
-from llamafarm.data.reading.files import data_files
 from llamafarm.data.reading.records import DataReader, ReadOptions
 from llamafarm.errors import LlamaFarmError
 from llamafarm.evaluation.evaluate import Evaluation, evaluate_model
@@ -23,6 +22,10 @@ from llamafarm.inference.generate import GenerationSettings
 from llamafarm.inference.open import OpenModel
 from llamafarm.model.adapter import is_removable
 from llamafarm.model.weights import ADAPTER, Trained, form_of
+from llamafarm.report.card import write_card
+from llamafarm.report.facts.verdict import judge_run
+from llamafarm.report.page import write_report
+from llamafarm.report.record import read_run
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import Strategy
 from llamafarm.training.preparation.monitoring import general_file_of
@@ -78,15 +81,26 @@ def compare_with_base(
     return evaluation
 
 
+def show_report(folder: Path) -> None:
+    """Write a run's report and its model card, and say what came of it; what cannot be written is told of."""
+    try:
+        report = write_report(folder)
+        write_card(folder)
+        terminal.say(judge_run(read_run(folder)).sentence)
+        terminal.say(f"{'report':<16}{report}")
+    except LlamaFarmError as error:
+        terminal.warn(f"there is no report: {error.problem} ({error.where})")
+    except OSError as error:
+        terminal.warn(f"there is no report: {error.strerror} ({folder})")
+
+
 def _read_sample(preparation: Preparation, num_rows: int) -> tuple[list[Conversation], str, bool]:
     """Return rows to ask, the file that they are from, and whether they were held out of training."""
     found: list[Conversation] = []
     where = ""
-    for path, row_numbers in preparation.selection.held_out:
-        if len(data_files(path)) > 1:  # whose rows are numbered in each file anew
-            continue
+    for path, places in preparation.selection.held_out:
         where = where or str(path)
-        found += _read_rows(path, row_numbers[: num_rows - len(found)], preparation.reading)
+        found += _read_rows(path, places[: num_rows - len(found)], preparation.reading)
     if found or preparation.selection.held_out:
         return found, where, True
     first = preparation.data_files[0].path
@@ -94,13 +108,13 @@ def _read_sample(preparation: Preparation, num_rows: int) -> tuple[list[Conversa
     return [row for row, _ in zip(reader, range(num_rows), strict=False)], str(first), False
 
 
-def _read_rows(path: Path, row_numbers: Sequence[int], reading: ReadOptions) -> list[Conversation]:
-    wanted = set(row_numbers)
+def _read_rows(path: Path, places: Sequence[int], reading: ReadOptions) -> list[Conversation]:
+    wanted = set(places)
     found: list[Conversation] = []
     if not wanted:
         return found
-    for conversation in DataReader(path, reading):
-        if conversation.row_number in wanted:
+    for place, conversation in enumerate(DataReader(path, reading)):
+        if place in wanted:
             found.append(conversation)
             if len(found) == len(wanted):
                 break

@@ -16,7 +16,8 @@ from llamafarm.training.account import Account
 from llamafarm.training.preparation.prepare import Preparation
 
 if TYPE_CHECKING:
-    from llamafarm.training.session import RunResult
+    from llamafarm.training.result import RunResult
+    from llamafarm.training.session import Session
 
 _NUM_MASK_SAMPLES = 3
 # Of a row's beginning and end: a long prompt is not needed to see where the marks begin.
@@ -73,13 +74,18 @@ def describe_resumption(record: Mapping[str, Any], before: Mapping[str, Any], st
 
 
 def describe_end(
-    record: Mapping[str, Any], result: RunResult, findings: Sequence[Finding], account: Account
+    record: Mapping[str, Any],
+    result: RunResult,
+    findings: Sequence[Finding],
+    account: Account,
+    session: Session,
 ) -> dict[str, Any]:
     """Return the record of a run that has ended."""
     seconds = account.seconds
     return {
         **record,
         "finished": _now(),
+        **session.survived,
         "findings": [finding.as_record() for finding in findings],
         "seconds": {
             "steps": seconds.steps,

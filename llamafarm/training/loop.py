@@ -94,8 +94,8 @@ class StepRecord:
 
     @property
     def train_loss(self) -> float:
-        """Return the mean loss per supervised token."""
-        return self.loss_sum / max(self.num_supervised_tokens, 1)
+        """Return the mean loss per supervised token; not a number where all steps were skipped."""
+        return self.loss_sum / self.num_supervised_tokens if self.num_supervised_tokens else math.nan
 
     def add(self, result: StepResult) -> None:
         """Count a step in."""

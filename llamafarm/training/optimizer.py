@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from llamafarm.strategy.schema import Method, TrainingArgs
+
 _ADAPTER_B = ".lora_B."
 
 
@@ -62,3 +64,18 @@ def build_optimizer(
         num_training_steps=num_steps,
     )
     return optimizer, scheduler
+
+
+def optimizer_settings(args: TrainingArgs, method: Method) -> OptimizerSettings:
+    """Return the optimizer that a strategy describes."""
+    return OptimizerSettings(
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_ratio=args.warmup_ratio,
+        warmup_steps=args.warmup_steps,
+        weight_decay=args.weight_decay,
+        adam_beta1=args.adam_beta1,
+        adam_beta2=args.adam_beta2,
+        adam_epsilon=args.adam_epsilon,
+        loraplus_lr_ratio=method.loraplus_lr_ratio or 1.0,
+    )

@@ -19,10 +19,9 @@ from llamafarm.model.weights import transformer_of
 from llamafarm.planning.duration import RowLengths, training_flops
 from llamafarm.strategy.schema import Strategy
 from llamafarm.training.methods import open_for_training
-from llamafarm.training.optimizer import build_optimizer
+from llamafarm.training.optimizer import build_optimizer, optimizer_settings
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.run import precision_of
-from llamafarm.training.session import optimizer_settings
 from llamafarm.training.step import run_step
 
 _NUM_STEPS = 3

@@ -22,11 +22,12 @@ from llamafarm.model.forward import PackedForward, packed_forward
 from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.checkpoint import checkpoints_in, step_of
-from llamafarm.training.closing import compare_with_base
+from llamafarm.training.closing import compare_with_base, show_report
 from llamafarm.training.description import describe_end, describe_resumption, describe_start
 from llamafarm.training.journal import open_journal
 from llamafarm.training.locking import RunLock, refuse_if_locked
 from llamafarm.training.methods import open_for_training, quantization_of
+from llamafarm.training.preparation.disk import refuse_what_has_no_room
 from llamafarm.training.preparation.memory import refuse_what_does_not_fit
 from llamafarm.training.preparation.prepare import (
     Preparation,
@@ -44,9 +45,9 @@ from llamafarm.training.record import (
     make_output_dir,
     write_json,
 )
+from llamafarm.training.result import RunResult
 from llamafarm.training.resume import (
     AUTO,
-    Unfinished,
     check_same_run,
     choose_checkpoint,
     find_unfinished,
@@ -54,7 +55,7 @@ from llamafarm.training.resume import (
     prepare_to_go_on,
     say_resumed,
 )
-from llamafarm.training.session import RunResult, Session
+from llamafarm.training.session import Session
 from llamafarm.training.signals import RunInterrupted, StopAsked, StopSignals
 from llamafarm.training.step import Precision
 
@@ -68,23 +69,29 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False, resume: str
     Nothing is written before everything that can be checked has been. `resume` is auto, never, or the folder
     of a checkpoint. Raises any `LlamaFarmError`; `RunInterrupted` after a signal, when the run is saved.
     """
-    strategy, folder = loaded.strategy, output_dir_of(loaded)
-    terminal.mode.log_level = strategy.monitoring.log_level
+    folder = output_dir_of(loaded)
+    terminal.mode.log_level = loaded.strategy.monitoring.log_level
     refuse_if_locked(folder)
     unfinished = None if overwrite else find_unfinished(folder, resume)
     preparation = prepare(loaded, precision_before=unfinished.precision if unfinished else None)
     if unfinished is None:
         check_output_dir(folder, overwrite=overwrite)
     refuse_what_does_not_fit(preparation.memory)
+    refuse_what_has_no_room(preparation, loaded.strategy)
+    return train_prepared(loaded, preparation, overwrite=overwrite, resume=resume)
 
+
+def train_prepared(
+    loaded: LoadedStrategy, preparation: Preparation, *, overwrite: bool = False, resume: str = AUTO
+) -> RunResult:
+    """Train what is prepared, into its output folder; otherwise as `run_training`."""
+    strategy, folder = loaded.strategy, preparation.output_dir
     if preparation.memory.returns_freed_memory:
         return_freed_memory()
     model, dropout_plan = open_for_training(preparation, strategy)
     precision = precision_of(preparation, model)
     preparation.warnings += check_what_was_away(preparation, strategy)
     identity = identity_of(loaded, preparation)
-    if unfinished is not None:
-        check_same_run(unfinished, identity)
 
     with ExitStack() as held:
         signals = held.enter_context(StopSignals())
@@ -94,7 +101,7 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False, resume: str
             make_output_dir(folder)
             held.enter_context(RunLock(folder))
             record = describe_start(loaded, preparation, identity)
-            checkpoint = _begin(folder, record, unfinished, overwrite=overwrite)
+            checkpoint = _begin(folder, record, overwrite=overwrite, resume=resume)
             journal = open_journal(loaded, preparation)
             session = Session(preparation, strategy, model, packed, dropout_plan, precision, journal, signals)
             if checkpoint is not None:
@@ -107,20 +114,26 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False, resume: str
 
         _write_final_model(preparation, loaded, model)
         findings = journal.conclude()
-        write_json(folder / RUN_FILE, describe_end(record, result, findings, journal.account))
+        write_json(folder / RUN_FILE, describe_end(record, result, findings, journal.account, session))
         if signals.asked is None:
             compare_with_base(loaded, preparation, model, result.final_model, findings)
+    show_report(folder)
     return result
 
 
-def _begin(
-    folder: Path, record: dict[str, Any], unfinished: Unfinished | None, *, overwrite: bool
-) -> Path | None:
-    """Write down that a run begins, or goes on; return the checkpoint that it goes on from, if any."""
-    checkpoint = choose_checkpoint(unfinished) if unfinished is not None else None
+def _begin(folder: Path, record: dict[str, Any], *, overwrite: bool, resume: str) -> Path | None:
+    """Write down that a run begins, or goes on; return the checkpoint that it goes on from, if any.
+
+    The folder is ours by now: what another process left in it meanwhile is seen here. Raises `OutputError`
+    where it is another run's.
+    """
+    unfinished = None if overwrite else find_unfinished(folder, resume)
+    checkpoint: Path | None = None
     if unfinished is None:
         clear_output_dir(folder, overwrite=overwrite)
     else:
+        check_same_run(unfinished, record["identity"])
+        checkpoint = choose_checkpoint(unfinished)
         say_resumed(unfinished, checkpoint)
         step = step_of(checkpoint) if checkpoint is not None else 0
         record |= describe_resumption(record, unfinished.record, step)

@@ -5,57 +5,36 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llamafarm import terminal
-from llamafarm.data.encoding.pack import Pack, pack_rows
-from llamafarm.errors import OutputError
+from llamafarm.data.encoding.pack import Pack, Packs, pack_rows
+from llamafarm.errors import NonFiniteError, OutputError
 from llamafarm.evaluation.loss import LossResult, measure_losses
 from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.hardware.speed import measure_peak_flops
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.forward import PackedForward
-from llamafarm.model.weights import Trained, restore_weights
+from llamafarm.model.weights import Trained, restore_weights, transformer_of
 from llamafarm.planning.duration import RowLengths, training_flops
-from llamafarm.strategy.schema import Method, Strategy, TrainingArgs
+from llamafarm.strategy.schema import Strategy
 from llamafarm.training.checkpoint import read_checkpoint, read_state
 from llamafarm.training.journal import Journal
 from llamafarm.training.loop import LoopState, StepRecord, run_loop
-from llamafarm.training.optimizer import OptimizerSettings, build_optimizer
+from llamafarm.training.methods import checkpoint_gradients
+from llamafarm.training.optimizer import build_optimizer, optimizer_settings
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER
+from llamafarm.training.recovery import Cut, MemoryRecovery, SkippedSteps
+from llamafarm.training.result import RunResult
 from llamafarm.training.saving import Saver
 from llamafarm.training.signals import StopAsked, StopSignals
 from llamafarm.training.snapshot import TrainingParts
 from llamafarm.training.step import Precision, StepResult, run_step
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended. Losses are in nats per supervised token; evaluation is None without its rows.
-
-    `train_seconds` are those of all steps, from the batch asked for to the update, without evaluation and
-    saving; `part_of_peak` is what the steps' operations are of the speed of plain matrix products.
-    """
-
-    final_model: Path
-    num_steps: int
-    num_epochs: float
-    train_loss: float
-    eval_loss: float | None
-    eval_perplexity: float | None
-    best_step: int | None
-    stopped_early: bool
-    num_tokens: int
-    num_supervised_tokens: int
-    train_seconds: float
-    flops_per_second: float
-    part_of_peak: float
-    peak_memory_bytes: int
 
 
 class Session:
@@ -80,14 +59,11 @@ class Session:
         self._precision = precision
         self._device = torch.device(preparation.device.kind)
         self._max_grad_norm = args.max_grad_norm
-        self._pack_tokens = preparation.memory.pack_tokens
-        self._eval_packs = pack_rows(
-            preparation.eval_rows,
-            range(len(preparation.eval_rows)),
-            self._pack_tokens,
-            args.per_device_eval_batch_size,
-            shares_prefixes=True,
+        self._memory = MemoryRecovery(
+            preparation.memory.pack_tokens, preparation.device.kind, self._start_checkpointing
         )
+        self._skipped = SkippedSteps(args.on_nonfinite == "skip", preparation.plan.num_steps)
+        self._most_eval_rows = args.per_device_eval_batch_size
         self._optimizer, self._scheduler = build_optimizer(
             model, optimizer_settings(args, preparation.method), preparation.plan.num_steps
         )
@@ -128,7 +104,8 @@ class Session:
                 int(step): LossResult(*found) for step, found in state["evaluations"].items()
             }
             self._learning_rate, self._train_loss = state["learning_rate"], state["train_loss"]
-            self._pack_tokens = min(self._pack_tokens, state["pack_tokens"])
+            self._memory.pack_tokens = min(self._memory.pack_tokens, state["pack_tokens"])
+            self._memory.events, self._skipped.steps = state["out_of_memory"], state["skipped_steps"]
             self._journal.restore(state["journal"], self._state.step)
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(
@@ -142,17 +119,19 @@ class Session:
         """Take one optimizer step over these rows."""
         started = time.perf_counter()
         self._saver.check()
-        packs = self._lay_out(row_indices)
-        self._account.data_seconds += time.perf_counter() - started
-        result = run_step(
-            partial(self._sum_loss, step),
-            packs,
-            self._optimizer,
-            self._precision,
-            max_grad_norm=self._max_grad_norm,
-            where=f"step {step}, rows {self._show_rows(row_indices)}",
-        )
-        flops = sum(self._flops_of(pack) for pack in packs)
+        where = f"step {step}, rows {self._show_rows(row_indices)}"
+        try:
+            result = self._memory.attempt(
+                lambda: self._run_packs(step, self._lay_out(row_indices), where),
+                lambda: Cut.of(self._packs),
+                step=step,
+                what="training",
+            )
+        except NonFiniteError as error:
+            self._skipped.take_in(step, error)
+            num_tokens = int(self._preparation.train_rows.lengths_N[list(row_indices)].sum())
+            result = StepResult(math.nan, math.nan, num_tokens, 0)
+        flops = self._flops_of(self._packs)
         self._learning_rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         seconds = time.perf_counter() - started
@@ -162,35 +141,73 @@ class Session:
         self._account.num_tokens += result.num_tokens
         self._account.num_supervised_tokens += result.num_supervised_tokens
         terminal.debug(
-            f"step {step}  rows {self._show_rows(row_indices)}  packs {len(packs)}  "
+            f"{where}  packs {len(self._packs)}  "
             f"tokens {result.num_tokens}  "
             f"loss {result.train_loss:.4f}  grad_norm {result.grad_norm:.4f}  {seconds:.2f} s"
         )
         self._journal.take_in_step(step, result, self._learning_rate, seconds, flops)
         return result
 
-    def _lay_out(self, row_indices: Sequence[int]) -> list[Pack]:
-        """Return the packs of a step, on the device."""
-        laid_out = pack_rows(
+    def _run_packs(self, step: int, laid_out: Packs, where: str) -> StepResult:
+        started = time.perf_counter()
+        packs = [pack.to(self._device) for pack in laid_out]
+        self._account.data_seconds += time.perf_counter() - started
+        return run_step(
+            partial(self._sum_loss, step),
+            packs,
+            self._optimizer,
+            self._precision,
+            max_grad_norm=self._max_grad_norm,
+            where=where,
+        )
+
+    def _lay_out(self, row_indices: Sequence[int]) -> Packs:
+        """Return how the rows of a step are packed, and keep it until the next step."""
+        self._packs = pack_rows(
             self._preparation.train_rows,
             row_indices,
-            self._pack_tokens,
+            self._memory.pack_tokens,
             shares_prefixes=self._preparation.memory.shares_prefixes,
         )
-        return [pack.to(self._device) for pack in laid_out]
+        return self._packs
 
     def evaluate(self) -> LossResult:
         """Return the loss on the evaluation rows. Raises `StopAsked` between two packs."""
-        num_rows = len(self._preparation.eval_rows)
-        with self._journal.phase("evaluating"):
+        rows = self._preparation.eval_rows
+
+        def measure() -> LossResult:
             return measure_losses(
                 self._packed,
-                self._eval_packs,
-                num_rows,
+                self._eval_packs(),
+                len(rows),
                 self._device,
                 self._precision.autocast,
                 before_pack=self._signals.check,
             ).total
+
+        with self._journal.phase("evaluating"):
+            return self._memory.attempt(
+                measure, lambda: Cut.of(self._eval_packs()), step=self._state.step, what="evaluation"
+            )
+
+    def _eval_packs(self) -> Packs:
+        rows = self._preparation.eval_rows
+        return pack_rows(
+            rows, range(len(rows)), self._memory.pack_tokens, self._most_eval_rows, shares_prefixes=True
+        )
+
+    def _start_checkpointing(self) -> bool:
+        """Let activations be computed again from now on; return whether they were not before."""
+        transformer = transformer_of(self._model)
+        if transformer.is_gradient_checkpointing or not transformer.supports_gradient_checkpointing:
+            return False
+        checkpoint_gradients(transformer)
+        return True
+
+    @property
+    def survived(self) -> dict[str, Any]:
+        """Return what was learnt of the memory on the way and which steps were skipped, as JSON has it."""
+        return {"out_of_memory": self._memory.events, "skipped_steps": self._skipped.steps}
 
     def check_stop(self) -> None:
         """Raise `StopAsked` if a signal has come."""
@@ -209,7 +226,8 @@ class Session:
                     },
                     "learning_rate": self._learning_rate,
                     "train_loss": self._train_loss,
-                    "pack_tokens": self._pack_tokens,
+                    "pack_tokens": self._memory.pack_tokens,
+                    **self.survived,
                     "journal": self._journal.as_record(),
                 },
             )
@@ -271,26 +289,11 @@ class Session:
         )
         return self._packed.sum_loss(pack)
 
-    def _flops_of(self, pack: Pack) -> float:
-        lengths = RowLengths(pack.num_tokens, pack.num_supervised_tokens, pack.sum_of_squares)
-        return training_flops(self._preparation.memory.cut.request, lengths)
+    def _flops_of(self, packs: Packs) -> float:
+        request = self._preparation.memory.cut.request
+        return sum(training_flops(request, RowLengths(*size)) for size in packs.sizes())
 
     def _show_rows(self, row_indices: Sequence[int]) -> str:
         numbers = [str(self._preparation.train_rows.row_numbers_N[index]) for index in row_indices[:8]]
         more = f" and {len(row_indices) - 8} more" if len(row_indices) > 8 else ""
         return ", ".join(numbers) + more
-
-
-def optimizer_settings(args: TrainingArgs, method: Method) -> OptimizerSettings:
-    """Return the optimizer that a strategy describes."""
-    return OptimizerSettings(
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler_type,
-        warmup_ratio=args.warmup_ratio,
-        warmup_steps=args.warmup_steps,
-        weight_decay=args.weight_decay,
-        adam_beta1=args.adam_beta1,
-        adam_beta2=args.adam_beta2,
-        adam_epsilon=args.adam_epsilon,
-        loraplus_lr_ratio=method.loraplus_lr_ratio or 1.0,
-    )

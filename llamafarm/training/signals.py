@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -57,9 +56,3 @@ class StopSignals:
         self.asked = number
         name = signal.Signals(number).name
         terminal.warn(f"{name}: finishing this step, then saving; once more leaves at once, without saving")
-
-
-def on_terminate_exit(leave: Callable[[int], None]) -> None:
-    """Let SIGTERM leave through `leave`, which gets the exit code, where nothing else listens for it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, _: leave(128 + number))

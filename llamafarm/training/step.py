@@ -7,6 +7,7 @@ changes nothing but rounding.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -58,6 +59,23 @@ def run_step(
     names the step in that error. With a loss scaler an infinite gradient is no error: the scaler skips the
     update and lowers its scale.
     """
+    try:
+        return _run_step(sum_loss, packs, optimizer, precision, max_grad_norm, where)
+    finally:
+        # Also where it breaks off: what is done again must not find half a gradient.
+        optimizer.zero_grad(set_to_none=True)
+        if precision.scaler is not None and sys.exc_info()[0] is not None:
+            precision.scaler.update(new_scale=precision.scaler.get_scale())
+
+
+def _run_step(
+    sum_loss: SumLoss,
+    packs: Sequence[Pack],
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    max_grad_norm: float,
+    where: str,
+) -> StepResult:
     num_supervised_tokens = sum(pack.num_supervised_tokens for pack in packs)
     train_loss = _accumulate_gradients(sum_loss, packs, num_supervised_tokens, precision)
     scaler = precision.scaler
@@ -66,18 +84,17 @@ def run_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf))
     if not math.isfinite(train_loss) or (scaler is None and not math.isfinite(grad_norm)):
-        optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(
             f"the loss is {train_loss:g} and the gradient's norm {grad_norm:g}: this step was not taken",
             where=where,
-            remedy="Lower training_args.learning_rate, or use bf16 or full precision instead of fp16.",
+            remedy="Lower training_args.learning_rate, or use bf16 or full precision instead of fp16; "
+            "training_args.on_nonfinite: skip passes over a few such steps.",
         )
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()
     else:
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return StepResult(
         train_loss, grad_norm, sum(pack.num_row_tokens for pack in packs), num_supervised_tokens
     )

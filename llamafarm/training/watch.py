@@ -12,8 +12,9 @@ from llamafarm.findings.overfitting import DRIFT, find_overfitting
 from llamafarm.findings.speed import Seconds, find_slowness
 
 # A look goes over all lines so far. One comes when their number has grown by so much, so that all looks
-# together cost as much as twenty over the whole run, however long it is; fifty where evaluations are many.
-_GROWTH, _GROWTH_TO_EVALUATION = 1.05, 1.02
+# together cost as much as twenty over the whole run, however long it is. Evaluations are looked at as they
+# come, but for those of many that come sooner than so.
+_GROWTH, _GROWTH_TO_EVALUATION = 1.05, 1.03
 
 
 class Watch:
@@ -24,17 +25,20 @@ class Watch:
         self._say = say
         self._said: set[str] = set()
         self._lines: list[Mapping[str, Any]] = []
-        self._look_at = 1
+        self._look_at = self._look_at_evaluation = 1
 
     def observe(
         self, line: Mapping[str, Any], seconds: Seconds, utilization: tuple[float | None, int]
     ) -> None:
         """Take a line of metrics in; `utilization` is the GPU's mean and how many samples it is of."""
         self._lines.append(line)
-        sooner = 1.0 if line["eval_loss"] is None else _GROWTH_TO_EVALUATION / _GROWTH
-        if len(self._lines) < int(self._look_at * sooner):
+        num_lines = len(self._lines)
+        is_of_interest = line["eval_loss"] is not None and num_lines >= self._look_at_evaluation
+        if not is_of_interest and num_lines < self._look_at:
             return
-        self._look_at = int(len(self._lines) * _GROWTH) + 1
+        if is_of_interest:
+            self._look_at_evaluation = int(num_lines * _GROWTH_TO_EVALUATION) + 1
+        self._look_at = int(num_lines * _GROWTH) + 1
         self._tell(self._look(seconds, utilization))
 
     def restore(self, lines: Sequence[Mapping[str, Any]]) -> None:

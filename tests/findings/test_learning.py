@@ -144,6 +144,14 @@ def test_a_single_spike_is_a_note_and_more_are_a_warning(found: Found) -> None:
     assert more.seen.startswith("3 steps")
 
 
+def test_a_rise_that_stays_is_no_row_of_spikes() -> None:
+    curve = both(comes_back(2.0), schedule="constant", warmup_ratio=0.0)
+    lines = make_lines(curve)
+    for num_lines in range(20, len(lines), 3):
+        found = find_learning(History(lines[:num_lines]), settings_of(curve))
+        assert "loss-spikes" not in [finding.name for finding in found]
+
+
 def test_steps_that_fp16_skips_to_find_its_scale_are_no_unstable_gradients(found: Found) -> None:
     skips = both(HEALTHY, num_steps=40, grad_norms=lambda step: math.inf if step in (1, 2, 4, 30) else 1.0)
     assert found(skips) == []

@@ -74,7 +74,7 @@ def test_train_finds_the_data_beside_the_strategys_own_and_leaves_a_whole_run(
     assert record["origins"]["dataset.train_file"] == "command line --train-dataset"
     assert record["result"]["num_steps"] == 2
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2]
+    assert [line["step"] for line in lines] == [0, 1, 2]
     assert lines[1]["eval_loss"] == record["result"]["eval_loss"] > 0
 
 
@@ -123,10 +123,12 @@ def test_evaluate_puts_the_base_beside_the_tuned_model(
     measured = json.loads(said.out)
     assert said.out.count("\n") == 1
     assert measured["file"] == "few.jsonl"
-    for which in ("base", "tuned"):
-        assert measured[which]["rows"] == 4
-        assert measured[which]["eval_loss"] > 0
-    assert measured["base"]["supervised_tokens"] == measured["tuned"]["supervised_tokens"]
+    base, tuned = measured["models"]
+    assert (base["name"], tuned["name"]) == ("base", "tuned")
+    for one in (base, tuned):
+        assert one["rows"] == 4
+        assert one["eval_loss"] > 0
+    assert base["supervised_tokens"] == tuned["supervised_tokens"]
 
 
 @pytest.mark.parametrize("percent", [10, 15, 5])

@@ -20,6 +20,7 @@ PREPARE = "training/preparation/test_prepare.py::"
 RUN = "training/test_run.py::"
 PRECISION = "hardware/test_precision.py::"
 OPENING = "commands/test_opening.py::"
+CLOSING = "training/test_closing.py::"
 METHODS = "training/test_methods.py::"
 COLUMNS = "data/reading/test_files.py::test_columns_are_read_under_the_names_that_the_strategy_gives"
 STRATEGIES = "commands/test_strategies.py::"
@@ -118,12 +119,15 @@ PROOFS: dict[str, str] = {
     "test_a_run_has_the_names_and_settings_of_its_strategy",
     "monitoring.report_to": "training/trackers/test_open.py::"
     "test_a_training_run_writes_to_the_trackers_that_its_strategy_names_and_survives_them",
+    "monitoring.general_file": CLOSING + "test_forgetting_is_measured_on_the_text_that_the_strategy_names",
+    "monitoring.sample_rows": CLOSING + "test_as_many_rows_are_asked_as_the_strategy_says",
     "monitoring.save_checkpoints": PREPARE + "test_checkpoints_can_be_switched_off_as_a_whole",
     "monitoring.track_training_metrics": RUN
     + "test_without_wishes_there_are_no_tensorboard_logs_and_metrics_can_be_switched_off",
     "training_args.early_stopping_patience": RUN + "test_training_stops_early_where_asked",
     "training_args.early_stopping_threshold": "training/test_loop.py::"
     "test_better_by_less_than_the_threshold_does_not_count",
+    "training_args.eval_on_start": CLOSING + "test_the_line_of_step_0_is_there_if_wanted",
     "training_args.eval_steps": PREPARE + "test_the_rhythms_of_evaluating_and_saving",
     "training_args.eval_strategy": PREPARE + "test_the_rhythms_of_evaluating_and_saving",
     "training_args.load_best_model_at_end": RUN + "test_the_best_evaluation_becomes_the_final_model",

@@ -97,7 +97,7 @@ def test_every_quantization_of_an_export_has_its_bits() -> None:
 def test_disk_counts_checkpoints_the_final_model_and_the_export() -> None:
     adapter_bytes = 4 * 4 * 8 * 128
     disk = plan_disk(REQUEST, num_checkpoints=3, quantization=None)
-    assert (disk.checkpoints, disk.final_model, disk.export) == (3 * adapter_bytes, adapter_bytes, 0)
-    assert disk.total_bytes == 4 * adapter_bytes
+    assert (disk.checkpoints, disk.final_model, disk.export) == (3 * 4 * adapter_bytes, adapter_bytes, 0)
+    assert disk.total_bytes == 13 * adapter_bytes
     exported = plan_disk(REQUEST, num_checkpoints=0, quantization="q8_0")
     assert exported.export == 200_000 * 2 + 200_000 * 8.5 / 8

@@ -21,8 +21,8 @@ from llamafarm.model.bundle import read_bundle
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run, session
 from llamafarm.training.preparation import memory
+from llamafarm.training.result import RunResult
 from llamafarm.training.run import run_training
-from llamafarm.training.session import RunResult
 
 Train = Callable[..., RunResult]
 MakeRows = Callable[..., list[dict[str, Any]]]

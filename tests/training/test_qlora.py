@@ -20,8 +20,8 @@ from llamafarm.model import quantized
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run
 from llamafarm.training.preparation import memory
+from llamafarm.training.result import RunResult
 from llamafarm.training.run import run_training
-from llamafarm.training.session import RunResult
 
 Train = Callable[..., RunResult]
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")

@@ -23,8 +23,8 @@ from llamafarm.model.targets import choose_target_modules
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training import run, session
 from llamafarm.training.preparation import memory, prepare
+from llamafarm.training.result import RunResult
 from llamafarm.training.run import run_training
-from llamafarm.training.session import RunResult
 
 Load = Callable[..., LoadedStrategy]
 MakeRows = Callable[..., list[dict[str, Any]]]
@@ -235,7 +235,11 @@ def test_without_wishes_there_are_no_tensorboard_logs_and_metrics_can_be_switche
     train: Callable[..., RunResult], tmp_path: Path
 ) -> None:
     train(monitoring__track_training_metrics=False, training_args__save_strategy="no")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["final_model", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "final_model",
+        "report.html",
+        "run.json",
+    ]
 
 
 def test_run_json_says_what_was_asked_where_and_what_came_of_it(
@@ -388,7 +392,7 @@ def test_the_log_level_says_what_is_printed(
     monkeypatch.setattr(terminal, "mode", terminal.Mode())
     train(training_args__max_steps=1, monitoring__log_level=level)
     said = capsys.readouterr().err
-    assert ("  rows " in said, "training rows" in said) == is_shown
+    assert (", rows " in said, "training rows" in said) == is_shown
 
 
 def test_tokenizing_threads_are_as_many_as_the_strategy_says(

@@ -23,6 +23,7 @@ _UNITS = {
     "num_train_epochs": "passes over the rows",
     "per_device_train_batch_size": "rows",
     "per_device_eval_batch_size": "rows",
+    "sample_rows": "rows",
     "gradient_accumulation_steps": "micro-batches",
     "eval_accumulation_steps": "batches",
     "save_total_limit": "checkpoints",

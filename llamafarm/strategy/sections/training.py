@@ -60,6 +60,10 @@ class TrainingArgs(Section):
     max_grad_norm: NotNegative = 1.0
     """Gradients are scaled down to at most this norm, so that one odd step cannot undo others; 0 leaves them
     as they are. No cost."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where a step's loss or gradient is not finite, which never reaches the weights: `stop` ends
+    the run with the step and its rows named; `skip` leaves such a step out, says so, and ends the run after
+    ten of them, or one in a hundred."""
     adam_beta1: Fraction = 0.9
     """AdamW's decay of the running mean of gradients, per step: higher is smoother and slower to turn."""
     adam_beta2: Fraction = 0.999

@@ -15,10 +15,9 @@ from llamafarm.data.encoding.fitting import Limits
 from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.data.reading.records import FileReport, ReadOptions
-from llamafarm.errors import DataError, MachineError
+from llamafarm.errors import DataError
 from llamafarm.hardware.device import Device, find_device
-from llamafarm.hardware.precision import PrecisionChoice, PrecisionWishes, choose_precision
-from llamafarm.hardware.process import keep_few_kernels
+from llamafarm.hardware.precision import PrecisionChoice
 from llamafarm.model.hub import ModelSource, find_source
 from llamafarm.model.load import (
     Base,
@@ -40,6 +39,7 @@ from llamafarm.training.preparation.gate import check_gate, gate_figures
 from llamafarm.training.preparation.memory import PreparedRows, settle_method_and_memory
 from llamafarm.training.preparation.method import check_method, prepare_method
 from llamafarm.training.preparation.monitoring import check_monitoring
+from llamafarm.training.preparation.precision import settle_precision
 from llamafarm.training.preparation.rows import (
     Choice,
     Tables,
@@ -99,9 +99,8 @@ def prepare(
     warnings: list[str] = check_method(loaded)
     check_monitoring(loaded)
 
-    device = find_device(strategy.hardware.device)
-    choices.append(Choice("device", device.description, device.why))
-    precision = _settle_precision(strategy, device, choices, precision_before)
+    device = _settle_device(strategy, choices)
+    precision = settle_precision(strategy, device, choices, precision_before)
     base = _settle_base(loaded, choices)
     source = find_source(base.source, base.cache_dir)
     if scratch_dir is not None and not source.is_local:
@@ -238,38 +237,10 @@ def output_dir_of(loaded: LoadedStrategy) -> Path:
     return Path(loaded.strategy.training_args.output_dir or f"./fine_tuned_models/{loaded.key}")
 
 
-def _settle_precision(
-    strategy: Strategy, device: Device, choices: list[Choice], before: str | None
-) -> PrecisionChoice:
-    if device.kind == "cpu":  # whose probe of the precision multiplies in 16 bits already
-        keep_few_kernels()
-    block = getattr(strategy.hardware.precision, device.kind)
-    wishes = PrecisionWishes(
-        mixed_precision=strategy.hardware.optimization.mixed_precision,
-        use_fp16=block.use_fp16,
-        use_bf16=block.use_bf16,
-        use_tf32=getattr(block, "use_tf32", None),
-    )
-    precision = _as_before(device, wishes, before) or choose_precision(device, wishes)
-    choices.append(Choice("precision", precision.name, precision.why))
-    return precision
-
-
-def _as_before(device: Device, wishes: PrecisionWishes, before: str | None) -> PrecisionChoice | None:
-    """Return what a run computed in before, unless the strategy names another or the device has it not.
-
-    A probe may come out otherwise the second time, and the result would not be the same.
-    """
-    is_asked = wishes.mixed_precision or wishes.use_fp16 or wishes.use_bf16
-    if before is None or is_asked:
-        return None
-    try:
-        again = choose_precision(
-            device, replace(wishes, mixed_precision="no" if before == "fp32" else before)
-        )
-    except MachineError:
-        return None
-    return replace(again, why="as the run began")
+def _settle_device(strategy: Strategy, choices: list[Choice]) -> Device:
+    device = find_device(strategy.hardware.device)
+    choices.append(Choice("device", device.description, device.why))
+    return device
 
 
 def _settle_base(loaded: LoadedStrategy, choices: list[Choice]) -> Base:

@@ -37,8 +37,9 @@ Part = tuple[EncodedTable, "NDArray[np.int64]"]
 class Selection:
     """The rows of a run, and what is to be remembered of how they were chosen.
 
-    `held_out` has, of each file with evaluation rows, their row numbers, before those that are too long are
-    left out; `num_leaked_rows` are the evaluation rows that are, or nearly are, training rows.
+    `held_out` has, of each file with evaluation rows, their places among all its rows as they are read,
+    before those that are too long are left out; `num_leaked_rows` are the evaluation rows that are, or nearly
+    are, training rows.
     """
 
     train_rows: EncodedRows
@@ -77,10 +78,7 @@ def settle_rows(
     return Selection(
         _fit(training, limits, how, "training", warnings),
         _fit(evaluation, limits, how, "evaluation", warnings),
-        tuple(
-            (table.report.path, tuple(table.traces.row_numbers_N[rows[:_MOST_HELD_OUT]].tolist()))
-            for table, rows in evaluation
-        ),
+        tuple((table.report.path, tuple(rows[:_MOST_HELD_OUT].tolist())) for table, rows in evaluation),
         num_leaked_rows,
     )
 

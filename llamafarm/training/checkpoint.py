@@ -75,6 +75,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
         # An older one of this step is whole; it stays until the new one has its place.
         replaced = target.with_name(target.name + ".replaced")
         if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             os.replace(target, replaced)
         os.replace(unfinished, target)
         _sync(folder)
@@ -95,10 +96,14 @@ def is_whole(checkpoint: Path) -> bool:
     try:
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
         names = {file.name for file in checkpoint.iterdir()} - {MANIFEST_FILE}
-        return names == set(manifest) and all(
-            (checkpoint / name).stat().st_size == entry["bytes"]
-            and _sha256(checkpoint / name) == entry["sha256"]
-            for name, entry in manifest.items()
+        return (
+            names == set(manifest)
+            and {STATE_FILE, TRAINING_FILE} <= names
+            and all(
+                (checkpoint / name).stat().st_size == entry["bytes"]
+                and _sha256(checkpoint / name) == entry["sha256"]
+                for name, entry in manifest.items()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -126,6 +131,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
             path = target
         found[int(match[1])] = path
     return [found[step] for step in sorted(found, reverse=True)]
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Return whether a folder of this name would be a checkpoint."""
+    return _NAME.fullmatch(name) is not None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -162,17 +172,55 @@ def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
         raise _unreadable(checkpoint, str(error)) from error
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         raise _unreadable(checkpoint, "it was written by another version")
+    if state.get("step") != step_of(checkpoint):
+        raise _unreadable(checkpoint, f"it is of step {state.get('step')}")
     return state, tensors
 
 
+def best_step_of(checkpoint: Path) -> int:
+    """Return the step of the best evaluation until a checkpoint was written; 0 where there was none."""
+    try:
+        best_step = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["loop"]["best_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return best_step if isinstance(best_step, int) else 0
+
+
 def remove_old_checkpoints(folder: Path, *, keep: int, best_step: int) -> None:
-    """Remove all but the newest `keep` checkpoints; that of `best_step` stays as well."""
-    for checkpoint in checkpoints_in(folder)[keep:]:
-        if step_of(checkpoint) != best_step:
-            # Renamed first: a folder that is half removed would look like a damaged checkpoint.
-            leaving = checkpoint.with_name(checkpoint.name + ".unfinished")
-            os.replace(checkpoint, leaving)
-            shutil.rmtree(leaving, ignore_errors=True)
+    """Remove all but the newest `keep` checkpoints; that of `best_step` stays as well.
+
+    So does the best one of when the oldest of them was written: whoever goes back to that needs it. It is
+    among the others otherwise, as the best of each is the best of the one before, or newer than that.
+    """
+    found = checkpoints_in(folder)
+    staying = {best_step, *map(best_step_of, found[:keep][-1:])}
+    for checkpoint in found[keep:]:
+        if step_of(checkpoint) not in staying:
+            remove_folder(checkpoint)
+
+
+def remove_checkpoints_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints that are newer than `step`, and what ended runs left half written.
+
+    Raises `OSError`.
+    """
+    for checkpoint in checkpoints_in(folder):
+        if step_of(checkpoint) > step:
+            remove_folder(checkpoint)
+    for name in (".unfinished", ".replaced"):
+        for left in folder.glob(f"step-*{name}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, renamed first: one that is half removed would look like a damaged one.
+
+    Raises `OSError` where it cannot be renamed.
+    """
+    leaving = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(leaving, ignore_errors=True)
+    os.replace(folder, leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

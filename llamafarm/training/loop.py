@@ -98,8 +98,9 @@ class StepRecord:
         return self.loss_sum / self.num_supervised_tokens if self.num_supervised_tokens else math.nan
 
     def add(self, result: StepResult) -> None:
-        """Count a step in."""
-        self.loss_sum += result.train_loss * result.num_supervised_tokens
+        """Count a step in; the loss of one that was skipped is no number, and is left out."""
+        if result.num_supervised_tokens:
+            self.loss_sum += result.train_loss * result.num_supervised_tokens
         self.num_tokens += result.num_tokens
         self.num_supervised_tokens += result.num_supervised_tokens
         self.grad_norm = result.grad_norm

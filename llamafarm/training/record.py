@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def clear_output_dir(folder: Path, *, overwrite: bool) -> None:
     """
     check_output_dir(folder, overwrite=overwrite)
     try:
-        for name in _OURS:
+        # run.json first: without it nobody takes what is left, after a kill, for a run to go on with.
+        for name in (RUN_FILE, *_OURS):
             path = folder / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -92,17 +94,22 @@ class MetricsWriter:
         self._file = self._path.open("a", encoding="utf-8", newline="\n") if writes_metrics else None
 
     def write(self, metrics: Mapping[str, float | int | None]) -> None:
-        """Write one line. Values that are not finite become null."""
+        """Write one line. Values that are not finite become null. Raises `OutputError`."""
         if self._file is not None:
-            self._file.write(to_json(metrics) + "\n")
-            self._file.flush()
+            with _writing(self._path):
+                self._file.write(to_json(metrics) + "\n")
+                self._file.flush()
 
     def sync(self) -> int | None:
-        """Have all lines on the disk, and return how many bytes they are; None where none are written."""
+        """Have all lines on the disk, and return how many bytes they are; None where none are written.
+
+        Raises `OutputError`.
+        """
         if self._file is None:
             return None
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with _writing(self._path):
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def cut_to(self, num_bytes: int | None) -> list[dict[str, Any]]:
         """Cut off what was written after so many bytes, and return the lines before; none without a file.
@@ -121,11 +128,29 @@ class MetricsWriter:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            # What a full disk did not take is not asked for again.
+            with suppress(OSError):
+                self._file.close()
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON file in one piece: it is whole, or as it was before."""
+    """Write a JSON file in one piece: it is whole, or as it was before. Raises `OutputError`."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with _writing(path):
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(to_json(record, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path.name} cannot be written: {error.strerror or error}",
+            where=str(path),
+            remedy="Make room on the disk, then run the same command again: it goes on from what is saved.",
+        ) from error

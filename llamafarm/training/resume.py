@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +21,24 @@ from llamafarm.errors import InputError, OutputError
 from llamafarm.model.hub import fingerprint_of
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import walk_leaves
-from llamafarm.training.checkpoint import checkpoints_in, is_whole, step_of
+from llamafarm.training.checkpoint import (
+    best_step_of,
+    checkpoint_folder,
+    checkpoints_in,
+    is_checkpoint_name,
+    is_whole,
+    remove_checkpoints_after,
+    remove_folder,
+    step_of,
+)
 from llamafarm.training.preparation.prepare import Preparation
-from llamafarm.training.record import CHECKPOINTS_FOLDER, METRICS_FILE, RUN_FILE
+from llamafarm.training.record import (
+    CHECKPOINTS_FOLDER,
+    FINAL_MODEL_FOLDER,
+    METRICS_FILE,
+    RUN_FILE,
+    check_output_dir,
+)
 
 NEVER, AUTO = "never", "auto"
 
@@ -57,7 +73,8 @@ class Unfinished:
 def find_unfinished(folder: Path, resume: str) -> Unfinished | None:
     """Return the run to go on with: that of the checkpoint which `resume` names, else one in `folder`.
 
-    Raises `InputError` for a name that is no checkpoint.
+    Raises `InputError` for a name that is no checkpoint, `OutputError` where going on from it would cost
+    another run, or the end of its own.
     """
     if resume == NEVER:
         return None
@@ -66,15 +83,25 @@ def find_unfinished(folder: Path, resume: str) -> Unfinished | None:
         return (
             Unfinished(folder, record) if record and "identity" in record and "result" not in record else None
         )
-    checkpoint = Path(resume)
-    record = _read_run(checkpoint.absolute().parent.parent)
-    if not is_whole(checkpoint) or record is None or "identity" not in record:
+    checkpoint = Path(resume).absolute()
+    run = checkpoint.parent.parent
+    record = _read_run(run)
+    is_named_so = is_checkpoint_name(checkpoint.name)
+    if not is_named_so or not is_whole(checkpoint) or record is None or "identity" not in record:
         raise InputError(
             f"{resume!r} is no whole checkpoint of a run",
             where="--resume",
             remedy="Name a folder such as RUN/checkpoints/step-00000120, or write --resume auto.",
         )
-    return Unfinished(checkpoint.absolute().parent.parent, record, checkpoint)
+    if run != folder.absolute():
+        check_output_dir(folder, overwrite=False)
+    elif "result" in record:
+        raise OutputError(
+            f"the run in this folder has ended, and going on from {checkpoint.name} would remove its end",
+            where=str(folder),
+            remedy="Choose another --output-dir to go on from there.",
+        )
+    return Unfinished(run, record, checkpoint)
 
 
 def identity_of(loaded: LoadedStrategy, preparation: Preparation) -> dict[str, Any]:
@@ -117,22 +144,37 @@ def check_same_run(unfinished: Unfinished, identity: Mapping[str, Any]) -> None:
 def choose_checkpoint(unfinished: Unfinished) -> Path | None:
     """Return the checkpoint to go on from: the newest that is whole; None where none had been written yet.
 
+    Where the final model is to be that of the best evaluation, the best one until then must be whole too.
     Raises `OutputError` where all there are, are damaged.
     """
-    if unfinished.checkpoint is not None:
-        return unfinished.checkpoint
-    found = checkpoints_in(unfinished.folder / CHECKPOINTS_FOLDER)
-    for checkpoint in found:
-        if is_whole(checkpoint):
+    named = unfinished.checkpoint
+    found = [named] if named is not None else checkpoints_in(unfinished.folder / CHECKPOINTS_FOLDER)
+    needs_best = bool(unfinished.record["identity"].get("training_args.load_best_model_at_end"))
+    for place, checkpoint in enumerate(found):
+        damaged = _damaged_of(checkpoint, needs_best)
+        if damaged is None:
             return checkpoint
-        terminal.warn(f"{checkpoint} is damaged: the one before it is taken")
+        what = "it" if damaged == checkpoint else f"{checkpoint.name}, whose best it is,"
+        then = f": the one before {what} is taken" if place + 1 < len(found) else ""
+        terminal.warn(f"{damaged} is damaged or gone{then}")
     if found:
         raise OutputError(
-            f"all {len(found)} checkpoints of the unfinished run are damaged",
+            "the checkpoint to go on from is damaged, or the best one before it"
+            if named is not None
+            else f"all {len(found)} checkpoints of the unfinished run are damaged, or the best of each",
             where=str(unfinished.folder / CHECKPOINTS_FOLDER),
             remedy="Restore one of them, or start anew: --overwrite, or another --output-dir.",
         )
     return None
+
+
+def _damaged_of(checkpoint: Path, needs_best: bool) -> Path | None:
+    """Return which folder keeps a run from going on from a checkpoint: itself, or that of its best step."""
+    if not is_whole(checkpoint):
+        return checkpoint
+    best = checkpoint_folder(checkpoint.parent, best_step_of(checkpoint))
+    is_needed = needs_best and step_of(best) not in (0, step_of(checkpoint))
+    return best if is_needed and not is_whole(best) else None
 
 
 def say_resumed(unfinished: Unfinished, checkpoint: Path | None) -> None:
@@ -146,25 +188,45 @@ def say_resumed(unfinished: Unfinished, checkpoint: Path | None) -> None:
 def prepare_to_go_on(folder: Path, unfinished: Unfinished, step: int) -> None:
     """Make `folder` that of the run that goes on after `step`.
 
-    What is newer than that is removed; of a run in another folder its metrics are copied. Raises
-    `OutputError` where that cannot be done.
+    What is newer than that is removed; of a run in another folder its checkpoint, the best one until then
+    and its metrics are copied. Raises `OutputError` where that cannot be done.
     """
     try:
-        for checkpoint in checkpoints_in(folder / CHECKPOINTS_FOLDER):
-            if step_of(checkpoint) > step:
-                shutil.rmtree(checkpoint)
+        remove_checkpoints_after(folder / CHECKPOINTS_FOLDER, step)
+        # Of a run that was killed after it had written it, and before it said so.
+        if (folder / FINAL_MODEL_FOLDER).is_dir():
+            remove_folder(folder / FINAL_MODEL_FOLDER)
         if not step:
             (folder / METRICS_FILE).unlink(missing_ok=True)
-        elif (
-            unfinished.folder.absolute() != folder.absolute() and (unfinished.folder / METRICS_FILE).is_file()
-        ):
-            shutil.copyfile(unfinished.folder / METRICS_FILE, folder / METRICS_FILE)
+        elif unfinished.checkpoint is not None and unfinished.folder.absolute() != folder.absolute():
+            _take_over(folder, unfinished.folder, unfinished.checkpoint)
     except OSError as error:
         raise OutputError(
             f"the run cannot go on in this folder: {error.strerror}",
             where=str(folder),
             remedy="Choose another training_args.output_dir.",
         ) from error
+
+
+def _take_over(folder: Path, run: Path, checkpoint: Path) -> None:
+    """Copy into `folder` what it takes to go on from a checkpoint of another run, now and after a kill."""
+    best = checkpoint_folder(checkpoint.parent, best_step_of(checkpoint))
+    for source in {checkpoint, best}:
+        if source.is_dir():
+            target = folder / CHECKPOINTS_FOLDER / source.name
+            unfinished = target.with_name(target.name + ".unfinished")
+            shutil.copytree(source, unfinished, copy_function=_link_or_copy)
+            os.replace(unfinished, target)
+    if (run / METRICS_FILE).is_file():
+        shutil.copyfile(run / METRICS_FILE, folder / METRICS_FILE)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Give a file another name, else copy it: what a checkpoint holds is never written to again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _read_run(folder: Path) -> dict[str, Any] | None:

@@ -152,7 +152,9 @@ def _interrupted(loaded: LoadedStrategy, folder: Path, signals: StopSignals) -> 
     return RunInterrupted(
         f"{name} ended the run" + (f" after step {step_of(saved[0])}, which is saved" if saved else ""),
         where=str(saved[0] if saved else folder),
-        remedy=f"The same command goes on with it: {again} …" if saved else "Run the same command again.",
+        remedy=f"The same command goes on with it, without --overwrite: {again} …"
+        if saved
+        else "Run the same command again.",
         signal_number=signals.asked,
     )
 

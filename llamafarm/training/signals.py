@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -55,4 +56,8 @@ class StopSignals:
             os._exit(128 + number)
         self.asked = number
         name = signal.Signals(number).name
-        terminal.warn(f"{name}: finishing this step, then saving; once more leaves at once, without saving")
+        # Where it came while a message was being written, that stream takes no second one: it goes unsaid.
+        with suppress(RuntimeError):
+            terminal.warn(
+                f"{name}: finishing this step, then saving; once more leaves at once, without saving"
+            )

@@ -121,6 +121,8 @@ def _moments_of(
 ) -> dict[str, torch.Tensor]:
     """Return AdamW's state of a parameter; empty where no step had been taken."""
     found = {key: tensors[f"{key}.{name}"] for key in _MOMENTS if f"{key}.{name}" in tensors}
+    if found and len(found) < len(_MOMENTS):
+        raise ValueError(f"{name} lacks {', '.join(key for key in _MOMENTS if key not in found)}")
     if found and found["exp_avg"].shape != parameter.shape:
         raise ValueError(f"{name} has the shape {tuple(parameter.shape)}")
     return {key: tensor.to(parameter.device) for key, tensor in found.items()}

@@ -119,7 +119,8 @@ class Arena:
         self.draw = random.Random(seed)
         self._base = folder / "base"
         self._rows = plant.make_rows(plant.repeat_row, num_rows, 1)
-        self._eval_rows = plant.make_rows(plant.repeat_row, 9, 2)
+        # Of another kind than what is learnt: the best evaluation is in the middle of the run.
+        self._eval_rows = plant.make_rows(plant.chance_row, 9, 2)
         self._num_made = 0
         _make_base(self._base)
         # Measured once here, as each process would measure it again.
@@ -152,6 +153,7 @@ class Arena:
             "training_args__num_train_epochs": 3,
             "training_args__per_device_train_batch_size": 4,
             "training_args__gradient_accumulation_steps": 2,
+            "training_args__learning_rate": 0.1,
             "training_args__save_strategy": "steps",
             "training_args__save_steps": SAVE_STEPS,
             "training_args__eval_steps": 5,

@@ -77,7 +77,10 @@ def read_questions(path: Path, system: str | None, columns: Mapping[str, str]) -
                 messages: Sequence[Message] = [Message("user", str(raw)), Message("assistant", _NO_ANSWER)]
             else:
                 row = parse_row(raw) if isinstance(raw, str) else raw
-                messages = parser.parse(row_number, _fill(row, columns)).messages
+                conversation = parser.parse(row_number, _fill(row, columns))
+                messages = conversation.messages
+                if conversation.tools:
+                    raise BadRowError("the row has tools, which are not passed on", "Ask without them.")
         except BadRowError as bad:
             raise DataError(bad.problem, where=f"{file}:{row_number}", remedy=bad.remedy) from None
         *asking, _ = messages

@@ -146,7 +146,10 @@ def _answer(opened: OpenModel, name: str, questions: Questions) -> list[Answer]:
     settings = replace(opened.settings, temperature=0.0)
     with terminal.progress(f"{name} answers", len(prompts)) as progress:
         return opened.answerer.answer_all(
-            prompts, settings, on_batch=lambda num_answers: progress.advance("", num_answers)
+            prompts,
+            settings,
+            tools=[questions.conversations[place].tools for place in questions.asked],
+            on_batch=lambda num_answers: progress.advance("", num_answers),
         )
 
 

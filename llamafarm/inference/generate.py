@@ -6,7 +6,7 @@ token, at a stop sequence, at `max_new_tokens`, or where somebody interrupts it,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from llamafarm.errors import PromptTooLongError
 
 # What a decoder gives for bytes that are not yet a whole character.
 _UNFINISHED = "\ufffd"
+# The functions that a conversation is told of, as JSON has them.
+Tools = Sequence[Mapping[str, Any]]
 INTERRUPTED = "interrupted"
 
 
@@ -101,15 +103,18 @@ class Answerer:
         conversations: Sequence[Sequence[Message]],
         settings: GenerationSettings,
         *,
+        tools: Sequence[Tools] = (),
         batch_size: int = 32,
         on_batch: Callable[[int], None] = lambda num_answers: None,
         is_interrupted: IsInterrupted = _never,
     ) -> list[Answer]:
         """Answer conversations in batches of similar length; the answers come in the order given.
 
-        Once interrupted, what was not begun has an empty answer. Raises `PromptTooLongError`.
+        `tools` are the functions that each is told of, if any is. Once interrupted, what was not begun has an
+        empty answer. Raises `PromptTooLongError`.
         """
-        encoded = [self._encode(messages) for messages in conversations]
+        told = tools or [()] * len(conversations)
+        encoded = [self._encode(messages, of) for messages, of in zip(conversations, told, strict=True)]
         by_length = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
         answers: dict[int, Answer] = {}
         for start in range(0, len(by_length), batch_size):
@@ -125,13 +130,13 @@ class Answerer:
         """Return how many tokens `messages` are as a prompt."""
         return len(self._tokenize(messages))
 
-    def _tokenize(self, messages: Sequence[Message]) -> list[int]:
-        prompt = self._template.render(messages, add_generation_prompt=True)
+    def _tokenize(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        prompt = self._template.render(messages, add_generation_prompt=True, tools=tools)
         token_ids: list[int] = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return token_ids
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
-        token_ids = self._tokenize(messages)
+    def _encode(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        token_ids = self._tokenize(messages, tools)
         if len(token_ids) >= self.context_length:
             raise PromptTooLongError(
                 f"the prompt has {len(token_ids)} tokens, and the model's context {self.context_length}",

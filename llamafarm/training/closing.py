@@ -70,6 +70,8 @@ def compare_with_base(
             is_held_out=is_held_out,
         )
         write_evaluation(preparation.output_dir, record)
+        for finding in evaluation.findings:
+            terminal.warn(finding.as_line())
     except LlamaFarmError as error:
         terminal.warn(f"the model is not compared with its base: {error.problem} ({error.where})")
         return None

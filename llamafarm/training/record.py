@@ -135,10 +135,11 @@ class MetricsWriter:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file in one piece: it is whole, or as it was before. Raises `OutputError`."""
+    text = to_json(record, indent=2) + "\n"
     unfinished = path.with_name(path.name + ".unfinished")
     with _writing(path):
         with unfinished.open("w", encoding="utf-8") as file:
-            file.write(to_json(record, indent=2) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from llamafarm.data.conversation import Conversation, Message
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
-from llamafarm.data.encoding.template import TrainedPart
+from llamafarm.data.encoding.template import ChatTemplate, TrainedPart
 from llamafarm.errors import DataError
 from llamafarm.evaluation import measure
 from llamafarm.evaluation.answers import PER_ANSWER, score_answers
@@ -262,3 +262,20 @@ def test_general_text_is_read_from_a_file_or_comes_with_the_package(tmp_path: Pa
         read_general_text(file)
     with pytest.raises(DataError, match="cannot be read"):
         read_general_text(tmp_path / "nowhere.txt")
+
+
+def test_a_row_with_tools_is_asked_as_it_was_trained_on(
+    opened: OpenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    render = type(opened.template).render
+
+    def watch(template: ChatTemplate, messages: object, **options: object) -> str:
+        if options.get("add_generation_prompt"):
+            asked.append(tuple(options["tools"]))  # type: ignore[arg-type]
+        return render(template, messages, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ChatTemplate, "render", watch)
+    tools = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
+    evaluate_model(opened, [replace(CONVERSATIONS[0], tools=tools), CONVERSATIONS[1]], "here")
+    assert tools in asked and () in asked

@@ -13,6 +13,7 @@ from typing import Any
 from llamafarm.errors import OutputError
 from llamafarm.findings.finding import Finding
 from llamafarm.report.reading.answers import EVALUATION_FILE, EvaluationRecord, read_evaluation, read_findings
+from llamafarm.report.reading.events import read_events
 from llamafarm.report.reading.lines import Line, read_lines
 from llamafarm.report.reading.samples import MaskSample, read_samples
 from llamafarm.report.reading.values import (
@@ -168,7 +169,9 @@ def read_run(folder: Path) -> RunRecord:
         retired=tuple(_read_retired(run)),
         choices=tuple(_read_choices(run)),
         warnings=tuple(
-            without_secrets(text) for one in list_of(run.get("warnings")) if (text := brief_of(one))
+            without_secrets(text)
+            for one in (*list_of(run.get("warnings")), *read_events(run))
+            if (text := brief_of(one))
         ),
         data=tuple(_read_data(run)),
         predicted_memory_bytes=_numbers(run.get("predicted_memory_bytes")),

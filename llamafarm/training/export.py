@@ -6,6 +6,7 @@ says the command that does it again.
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from llamafarm.errors import LlamaFarmError
 from llamafarm.inference.llamacpp import check_llamacpp
 from llamafarm.inference.ollama import check_name
 from llamafarm.model.load import Base, load_config
+from llamafarm.report.page import write_report
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import Strategy
+from llamafarm.training.record import RUN_FILE, write_json
 
 EXPORT_FOLDER = "export"
 
@@ -80,10 +83,25 @@ def export_run(loaded: LoadedStrategy, final_model: Path) -> Exported | None:
     )
     terminal.heading(f"exporting as {wishes.quantization}")
     try:
-        return export(final_model, folder, wishes)
+        exported = export(final_model, folder, wishes)
     except LlamaFarmError as error:
         error.remedy = f"{error.remedy} The trained model is whole: {_by_hand(final_model, folder, wishes)}"
         raise
+    _remember(final_model.parent, exported)
+    return exported
+
+
+def _remember(folder: Path, exported: Exported) -> None:
+    """Add what was exported to `run.json`, and bring the report up to date."""
+    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    record["export"] = {
+        "path": str(exported.path),
+        "format": exported.format,
+        "bytes": exported.num_bytes,
+        "verified": None if exported.verified is None else exported.verified.as_record(),
+    }
+    write_json(folder / RUN_FILE, record)
+    write_report(folder)
 
 
 def _model_name(loaded: LoadedStrategy) -> str:

@@ -119,3 +119,18 @@ def test_files_are_called_what_their_writers_call_them() -> None:
     assert training_record.METRICS_FILE == report_record.METRICS_FILE
     assert training_record.CHECKPOINTS_FOLDER == report_record.CHECKPOINTS
     assert training_record.FINAL_MODEL_FOLDER == report_record.FINAL_MODEL
+
+
+def test_what_a_run_went_through_is_among_its_warnings(make_run: Any) -> None:
+    folder = make_run()
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run |= {
+        "resumed": [{"after_step": 40, "at": "2026-11-26T08:00:00+00:00"}],
+        "out_of_memory": [{"step": 3, "what": "training", "pack_tokens": 255, "how": "packs of 255 tokens"}],
+        "skipped_steps": [5, 9],
+    }
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    warnings = " ".join(read_run(folder).warnings)
+    assert "went on after step 40" in warnings
+    assert "step 3: out of memory; done again with packs of 255 tokens" in warnings
+    assert "left out: 5, 9" in warnings

@@ -198,7 +198,9 @@ def _open_file(path: Path, loaded: LoadedStrategy | None) -> Asked:
             f"there is no file {str(path)!r}", where="--model", remedy="Name a .gguf file that is there."
         )
     header = read_header(path).metadata
-    trained = header.get(f"{header.get('general.architecture')}.context_length", _MOST_CONTEXT)
+    trained = header.get(f"{header.get('general.architecture')}.context_length")
+    if isinstance(trained, bool) or not isinstance(trained, int) or trained <= 0:  # it is the file's to say
+        trained = _MOST_CONTEXT
     options = LlamaOptions(min(trained, _MOST_CONTEXT))
     settings = GenerationSettings(512, 0.7, 0.9, None, 1.0)
     if loaded is not None:

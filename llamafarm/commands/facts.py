@@ -120,7 +120,7 @@ def _count_parameters(folder: Path) -> int:
 
     try:
         num_parameters = 0
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
             with safe_open(path, framework="numpy") as file:
                 names = file.keys()  # it cannot be iterated itself
                 num_parameters += sum(prod(file.get_slice(name).get_shape()) for name in names)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from llamafarm import terminal
 from llamafarm.commands import chat as chat_module
+from llamafarm.commands import talk as talk_module
 from llamafarm.commands.asking import Asked
 from llamafarm.commands.chat import chat
 from llamafarm.data.conversation import Message
@@ -117,7 +119,7 @@ def test_commands_change_what_the_model_is_shown(model: Model, talk: Any) -> Non
 
 def test_help_names_every_command(talk: Any) -> None:
     out, err = talk("/help")
-    assert out == [] and all(f"\n{name} " in f"\n{err}" for name in chat_module._COMMANDS)
+    assert out == [] and all(f"\n{name} " in f"\n{err}" for name in talk_module.COMMANDS)
 
 
 def test_exit_leaves_and_what_is_no_command_is_refused(model: Model, talk: Any) -> None:
@@ -258,11 +260,12 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(
         outs.append(process.stdout.read1(1))
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        while not outs[-1].endswith(b"\n"):
-            outs[-1] += process.stdout.read1()
+        # It is said on stderr once all of the answer stands on stdout, which may have line breaks of its own.
+        while b"interrupted: what has come is kept" not in process.stderr.readline():
+            pass
+        outs[-1] += process.stdout.read1()
     rest, err = process.communicate(f"/save {saved}\n".encode(), timeout=60)
     assert (process.returncode, rest) == (0, b""), err.decode()
-    assert err.count(b"interrupted: what has come is kept") == 2
     turns = json.loads(saved.read_text())["messages"]
     assert [turn["content"] for turn in turns[::2]] == ["one", "two"]
     assert [turn["content"] for turn in turns[1::2]] == [out.decode().removesuffix("\n") for out in outs]
@@ -307,3 +310,24 @@ def test_ctrl_c_on_a_terminal(repository: Path, talker: Path) -> None:
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_base_and_tuned_answer_in_turn_each_after_its_own_words(model: Model, talk: Any) -> None:
+    base = Model()
+    base.answers = [Answer(f"base {number}", "end-of-turn", 2) for number in (1, 2)]
+
+    @contextmanager
+    def beside() -> Iterator[Asked]:
+        yield Asked("b", SETTINGS, base.stream)
+
+    out, err = talk("one", "two", "/undo", "/reset", asked={"base": beside}, compares=True)
+    assert out == ["base 1", "answer 1", "base 2", "answer 2"]
+    assert base.shown[1] == [("user", "one"), ("assistant", "base 1"), ("user", "two")]
+    assert model.shown[1] == [("user", "one"), ("assistant", "answer 1"), ("user", "two")]
+    assert err.count("forgotten: two") == 1
+    assert [line for line in err.splitlines() if line in ("base", "tuned")] == ["base", "tuned"] * 2
+
+
+def test_the_base_alone_is_not_compared(talk: Any) -> None:
+    with pytest.raises(InputError, match="--compare both"):
+        talk("one", uses_base=True, compares=True)

@@ -6,6 +6,7 @@ modules of the commands import what they need when they run, so that `--help` is
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -34,7 +35,8 @@ from llamafarm.commands.setup import setup
 from llamafarm.commands.strategies import list_all, schema, show, validate
 from llamafarm.commands.train import train
 from llamafarm.commands.verify import verify
-from llamafarm.errors import LlamaFarmError
+from llamafarm.errors import InputError, LlamaFarmError
+from llamafarm.redaction import hide_secrets, hide_users
 
 
 def _guard(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,6 +50,7 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
             terminal.show_error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as interrupt:
+            _leave_at_the_next_signal()
             terminal.warn("interrupted")
             raise typer.Exit(143 if isinstance(interrupt, _Terminated) else 130) from None
         except BrokenPipeError:
@@ -55,10 +58,22 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except Exception as error:
-            terminal.show_error(_as_bug(error))
-            raise typer.Exit(1) from None
+            shown = _as_bad_name(error) or _as_bug(error)
+            terminal.show_error(shown)
+            raise typer.Exit(shown.exit_code) from None
 
     return guarded
+
+
+def _as_bad_name(error: Exception) -> InputError | None:
+    """Return what is wrong with a name that no file system takes, wherever it was asked for."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return InputError(
+        f"{str(error.filename)[:80]!r}… is too long to be the name of a file",
+        where="a path that was named",
+        remedy="Check what was given as a path.",
+    )
 
 
 def _as_bug(error: Exception) -> LlamaFarmError:
@@ -66,7 +81,7 @@ def _as_bug(error: Exception) -> LlamaFarmError:
     with tempfile.NamedTemporaryFile(
         "w", prefix="llamafarm-traceback-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:
-        file.write("".join(traceback.format_exception(error)))
+        file.write(hide_secrets(hide_users("".join(traceback.format_exception(error)))))
     return LlamaFarmError(
         f"this should not have happened ({type(error).__name__}: {error})",
         where=f"the traceback is in {Path(file.name)}",
@@ -105,12 +120,28 @@ app.add_typer(strategies_app, name="strategies")
 class _Terminated(KeyboardInterrupt):
     """SIGTERM came where nothing else listens for it: what is held is let go of, as on Ctrl-C."""
 
+    has_come = False
+
 
 def _terminate(*_: object) -> None:
+    _Terminated.has_come = True
     raise _Terminated
+
+
+def _leave_at_the_next_signal() -> None:
+    """Have another signal end the process; as an exception, click would give it exit code 1."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:  # else the process is somebody else's
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def main() -> None:
     """Run the command line; leaves the process with its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    app()
+    try:
+        app()
+    except SystemExit as left:
+        # Before a command has begun typer answers, which takes every interruption for Ctrl-C.
+        if _Terminated.has_come and left.code in (1, 130):
+            raise SystemExit(143) from None
+        raise

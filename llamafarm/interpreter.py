@@ -14,6 +14,20 @@ _ROOT = Path(__file__).parent.parent
 _STARTED_AGAIN = "LLAMAFARM_STARTED_AGAIN"
 
 
+def command_of(module: str) -> list[str]:
+    """Return the command that runs one of our modules in a process of its own, with `environment_of_ours`.
+
+    With -P, or files of the working directory that are called as modules are would be run in their place.
+    """
+    return [sys.executable, "-P", "-m", module]
+
+
+def environment_of_ours() -> dict[str, str]:
+    """Return the environment of such a process, in which this package is found."""
+    paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def use_environment_of_checkout() -> None:
     """Start this script again with the checkout's own Python if this one lacks the libraries.
 

@@ -1,33 +1,42 @@
-"""JSON as its standard has it: no Infinity and no NaN, which Python's own writer lets through."""
+"""JSON as its standard has it, without Infinity and NaN, and without the secrets of the environment."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+
+from llamafarm.redaction import hide_secrets, secrets_of_environment
 
 
 def to_json(record: Mapping[str, Any], *, indent: int | None = None) -> str:
     """Return a record as JSON text; a number that is not finite becomes null, a path its text.
 
-    Raises TypeError for anything else that JSON has no word for.
+    Secrets that the environment holds are hidden in its texts. Raises TypeError for anything else that JSON
+    has no word for.
     """
     return json.dumps(
-        _finite(record), indent=indent, ensure_ascii=False, allow_nan=False, default=_text_of_path
+        _clean(record, secrets_of_environment()),
+        indent=indent,
+        ensure_ascii=False,
+        allow_nan=False,
+        default=_text_of_path,
     )
 
 
-def _finite(value: Any) -> Any:
+def _clean(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _clean(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_clean(item, secrets) for item in value]
+    if isinstance(value, str):
+        return hide_secrets(value, secrets)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text_of_path(value: Any) -> str:
     if isinstance(value, PurePath):
-        return str(value)
+        return hide_secrets(str(value))
     raise TypeError(f"JSON has no word for {type(value).__name__}")

@@ -1,7 +1,8 @@
 """The only writer to stdout and stderr.
 
 Results go to stdout, everything else to stderr. With `--json`, stdout carries one JSON object and nothing
-else. rich is loaded when something is printed, so that importing this module costs nothing.
+else. Secrets of the environment are hidden in both. rich is loaded when something is printed, so that
+importing this module costs nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafarm.errors import InputError, LlamaFarmError, OutputError
+from llamafarm.redaction import hide_secrets, hide_users
 from llamafarm.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -53,31 +55,36 @@ def console() -> Console:
 def say(line: str = "") -> None:
     """Print a message, unless asked to be quiet."""
     if shows("info"):
-        console().print(line)
+        console().print(_without_secrets(line))
 
 
 def debug(line: str) -> None:
     """Print a message that only `monitoring.log_level: debug` shows."""
     if shows("debug"):
-        console().print(line, style="dim")
+        console().print(_without_secrets(line), style="dim")
 
 
 def heading(line: str) -> None:
     """Print the first line of a new part of the output, after an empty one."""
     if shows("info"):
-        console().print(f"\n{line}", style="bold")
+        console().print(f"\n{_without_secrets(line)}", style="bold")
 
 
 def hint(line: str) -> None:
     """Print a message that is no part of what is being said, faintly."""
     if shows("info"):
-        console().print(line, style="dim")
+        console().print(_without_secrets(line), style="dim")
 
 
 def warn(line: str) -> None:
     """Print a warning; `--quiet` does not hide it."""
     if shows("warning"):
-        console().print(f"warning: {line}", style="yellow")
+        console().print(f"warning: {_without_secrets(line)}", style="yellow")
+
+
+def _without_secrets(line: str) -> str:
+    """Return a message as it may stand in a log: who is named in an address is nobody's business either."""
+    return hide_secrets(hide_users(line))
 
 
 def is_conversing() -> bool:
@@ -146,16 +153,22 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 def show_error(error: LlamaFarmError) -> None:
     """Print an error's three lines to stderr, or as the one JSON object on stdout."""
     if mode.prints_json:
-        result_json(error.as_record())
+        result_json(
+            {
+                name: hide_users(value) if isinstance(value, str) else value
+                for name, value in error.as_record().items()
+            }
+        )
         return
     out = console()
     for label, text in (("error", error.problem), ("at", error.where), ("try", error.remedy)):
-        out.print(f"{label + ':':<7}{text}", style="bold red" if label == "error" else None)
+        shown = _without_secrets(text)
+        out.print(f"{label + ':':<7}{shown}", style="bold red" if label == "error" else None)
 
 
 def result(text: str) -> None:
     """Print a result to stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(hide_secrets(text) + "\n")
     sys.stdout.flush()
 
 
@@ -230,6 +243,7 @@ class Progress:
     def advance(self, note: str, by: int = 1) -> None:
         """Move on by `by` and show `note` beside the bar."""
         self._num_done += by
+        note = _without_secrets(note)
         if self._bar is not None:
             self._bar.update(self._task, advance=by, note=note)
         elif self._is_worth_a_line(by):

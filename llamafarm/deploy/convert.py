@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm import terminal
+from llamafarm.confined import confined
 from llamafarm.data.conversation import Conversation
 from llamafarm.deploy.files import plan_file
 from llamafarm.deploy.gguf.adapter import why_not_carried, write_adapter_gguf
@@ -142,8 +143,9 @@ def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported
     if wishes.format == OLLAMA:
         check_name(name)
     is_file = output.suffix.lower() == ".gguf"
-    path = output if is_file else output / f"{file_name(name)}-{wishes.quantization}.gguf"
-    modelfile_path = path.with_name("Modelfile" if not is_file else f"{path.stem}.Modelfile")
+    path = output if is_file else confined(output, f"{file_name(name)}-{wishes.quantization}.gguf")
+    modelfile_path = confined(path.parent, "Modelfile" if not is_file else f"{path.stem}.Modelfile")
+    record_path = confined(path.parent, f"{path.stem}.verify.json")
     if not wishes.overwrites and (path.exists() or modelfile_path.exists()):
         raise taken(path if path.exists() else modelfile_path)
     importance = None if wishes.weighed is None else measure_importance(source, wishes.weighed)
@@ -164,7 +166,7 @@ def _export_gguf(source: Source, output: Path, wishes: ExportWishes) -> Exported
         modelfile_path.write_text(text, encoding="utf-8")
         if verified is not None:
             record = verified.as_record() | {"file": path.name}
-            path.with_suffix(".verify.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+            record_path.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     finally:
         unfinished.unlink(missing_ok=True)
     return Exported(
@@ -183,7 +185,7 @@ def _export_adapter(source: Source, output: Path, wishes: ExportWishes) -> Expor
         return replace(merged, notes=(f"merged into the base: {reason}", *merged.notes))
     name = wishes.model_name or _name_of(source)
     is_file = output.suffix.lower() == ".gguf"
-    path = output if is_file else output / f"{file_name(name)}-adapter.gguf"
+    path = output if is_file else confined(output, f"{file_name(name)}-adapter.gguf")
     if path.exists() and not wishes.overwrites:
         raise taken(path)
     family_of(source.config)

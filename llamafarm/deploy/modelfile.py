@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llamafarm.confined import fault_of_name
 from llamafarm.data.conversation import Message
 from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.errors import InputError, TemplateError
@@ -56,6 +57,12 @@ class Modelfile:
 
     def text(self) -> str:
         """Return the Modelfile, for `ollama create NAME -f Modelfile`."""
+        if (fault := fault_of_name(self.gguf)) is not None:
+            raise InputError(
+                f"{self.gguf[:80]!r} cannot stand in a Modelfile: {fault}",
+                where="the file's name",
+                remedy="Name another output.",
+            )
         lines = [f"FROM ./{self.gguf}"]
         if self.template is not None:
             lines.append(f"TEMPLATE {_quote(self.template, 'the template')}")

@@ -12,16 +12,21 @@ from llamafarm.errors import MachineError, OutputError
 
 # Metadata and tokenizer beside the weights, and what a disk should keep free.
 _SPARE_BYTES = 64 * 2**20
+# Of a name; what a file is besides comes behind it.
+_MOST_CHARACTERS = 160
 
 
 def file_name(name: str) -> str:
     """Return a name as that of a file in a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:_MOST_CHARACTERS] or "model"
 
 
 def beside(path: Path) -> Path:
-    """Return where something is written before it has its name."""
-    return path.with_name(f".{path.name}.unfinished")
+    """Return where something is written before it has its name; no link that was there stays there."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    if unfinished.is_symlink():
+        unfinished.unlink()
+    return unfinished
 
 
 def check_replaceable(output: Path, source: Source, *, overwrites: bool) -> None:

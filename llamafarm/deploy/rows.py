@@ -57,12 +57,15 @@ def _read(
 def _file_of_run(model: Path, *, is_last: bool) -> Path | None:
     """Return a run's first data file, or its last, which is its evaluation's if it had one."""
     for folder in (model, model.parent):
+        if not (folder / _RUN_FILE).is_file():
+            continue
         try:
             files = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))["data"]
             path = Path(files[-1 if is_last else 0]["file"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            is_there = path.exists()
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
             continue
-        if path.exists():
+        if is_there:
             return path
         terminal.warn(f"the run's rows are not here ({path}): name them with --verify-dataset")
         return None

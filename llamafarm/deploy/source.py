@@ -118,7 +118,7 @@ def _open_adapter(folder: Path, files: ExitStack) -> Source:
             where=str(folder / CONFIG_FILE),
             remedy="Write the base's folder or id on the Hub there as base_model_name_or_path.",
         )
-    base = find_base(adapter.base_name)
+    base = find_base(str(adapter.base_name))
     has_tokenizer = (folder / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(Base(str(folder), str(folder)) if has_tokenizer else base)
     template, _ = build_template(tokenizer, None, None)

@@ -19,8 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llamafarm.errors import ModelError
+from llamafarm.model.files import INDEX_FILE, check_folder
 
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -66,6 +67,7 @@ class StoredWeights:
         self._open = ExitStack()
         self._files: dict[str, Any] = {}
         self.entries: dict[str, Entry] = {}
+        check_folder(folder)
         for file in files if files is not None else _weight_files(folder):
             self._enter(file)
 

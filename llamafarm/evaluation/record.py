@@ -43,6 +43,7 @@ def write_evaluation(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write `evaluation.json` into a run's folder in one piece. Raises `OSError`."""
     path = folder / EVALUATION_FILE
     unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.unlink(missing_ok=True)  # a link there would be written through
     unfinished.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
@@ -50,8 +51,11 @@ def write_evaluation(folder: Path, record: Mapping[str, Any]) -> Path:
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """Return what `write_evaluation` wrote, None where there is nothing that can be read."""
+    path = folder / EVALUATION_FILE
+    if not path.is_file():
+        return None
     try:
-        record = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

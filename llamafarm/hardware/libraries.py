@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 _TIMEOUT_SECONDS = 1.0
@@ -52,10 +53,11 @@ def ollama_address() -> str:
         scheme, rest = "http", host
     default_port = {"http": "80", "https": "443"}.get(scheme, "11434") if found else "11434"
     place, _, path = rest.partition("/")
+    user, at, place = place.rpartition("@")
     name, port = _split_port(place)
     if not name or name in _EVERYWHERE:
         name = "127.0.0.1"
-    address = f"{scheme}://{name}:{port or default_port}"
+    address = f"{scheme}://{user}{at}{name}:{port or default_port}"
     return f"{address}/{path}".rstrip("/") if path else address
 
 
@@ -75,9 +77,14 @@ def _find_ollama() -> str | None:
         return None
     try:
         # A proxy is for other machines: Ollama's own client never asks one for an address of this machine.
-        is_here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")
+        parts = urlsplit(address)
+        is_here = parts.hostname in ("127.0.0.1", "localhost", "::1")
         opener = build_opener(*([ProxyHandler({})] if is_here else []))
-        with opener.open(f"{address}/api/version", timeout=_TIMEOUT_SECONDS) as answer:
+        user, at, place = parts.netloc.rpartition("@")
+        if at:  # urllib would take it for a part of the host's name
+            opener.addheaders = [("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")]
+        asked = parts._replace(netloc=place).geturl()
+        with opener.open(f"{asked}/api/version", timeout=_TIMEOUT_SECONDS) as answer:
             said = json.loads(answer.read(_MOST_BYTES))
     except (OSError, ValueError, HTTPException):  # URLError is an OSError
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from typing import Any
 import httpx2 as httpx
 
 from llamafarm.errors import MachineError, ModelError
+from llamafarm.interpreter import command_of, environment_of_ours
 
 _START_SECONDS = 600.0
 # What is said of loading goes to stderr; this much of its end is worth showing.
@@ -68,8 +68,9 @@ class LlamaServer:
         check_llamacpp()
         self.model = model
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "llamafarm.inference.llama_process"],
+        self._process = subprocess.Popen(  # noqa: S603 - a list, and nobody's input
+            command_of("llamafarm.inference.llama_process"),
+            env=environment_of_ours(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -19,6 +19,7 @@ import httpx2 as httpx
 
 from llamafarm.errors import InputError, MachineError
 from llamafarm.hardware.libraries import ollama_address
+from llamafarm.redaction import hide_users
 
 # The first version whose `create` takes files by digest and has no Modelfile.
 _OLDEST = (0, 5, 5)
@@ -50,10 +51,14 @@ def address_of(configured: str | None) -> str:
     Raises `InputError` for what is no address.
     """
     address = configured.rstrip("/") if configured else ollama_address()
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or a port that are none
+        is_one = False
+    if not is_one:
         raise InputError(
-            f"{address!r} is not the address of a server",
+            f"{hide_users(address)!r} is not the address of a server",
             where="model_app.config.base_url" if configured else "OLLAMA_HOST",
             remedy="Write it as http://127.0.0.1:11434.",
         )
@@ -73,11 +78,13 @@ class Ollama:
     """A server of Ollama. Every method raises `MachineError` if it cannot be reached or does not do it."""
 
     def __init__(self, address: str | None = None, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
-        self.address = address_of(address)
+        found = address_of(address)
+        # Who is named in it is for the server, and for nobody who reads what we say.
+        self.address = _without_user(found)
         timeout = httpx.Timeout(answer_seconds, connect=_CONNECT_SECONDS)
         # A proxy is for other machines.
         is_here = urlsplit(self.address).hostname in ("127.0.0.1", "localhost", "::1")
-        self._client = httpx.Client(base_url=self.address, timeout=timeout, trust_env=not is_here)
+        self._client = httpx.Client(base_url=found, timeout=timeout, trust_env=not is_here)
 
     def is_there(self) -> bool:
         """Return whether anything answers at the address."""
@@ -236,6 +243,11 @@ class Ollama:
             if is_full
             else "Look at Ollama's log. What was exported is whole, and can be given to it again.",
         )
+
+
+def _without_user(address: str) -> str:
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _message_of(answer: httpx.Response) -> str:

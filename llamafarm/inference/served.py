@@ -15,6 +15,7 @@ from llamafarm.errors import MachineError, ModelError, PromptTooLongError
 from llamafarm.inference.generate import INTERRUPTED, Answer, GenerationSettings
 from llamafarm.inference.llamacpp import LlamaServer
 from llamafarm.inference.ollama import Ollama
+from llamafarm.redaction import hide_users
 
 _PATH = "/v1/chat/completions"
 Events = Iterator[dict[str, Any]]
@@ -65,9 +66,10 @@ class UrlAnswerer:
     """A model at the URL of a server that speaks OpenAI's protocol."""
 
     def __init__(self, base_url: str, model: str, timeout_seconds: float) -> None:
-        self._url = base_url.rstrip("/").removesuffix("/v1")
+        address = base_url.rstrip("/").removesuffix("/v1")
+        self._url = hide_users(address)
         self._model = model
-        self._client = httpx.Client(base_url=self._url, timeout=timeout_seconds)
+        self._client = httpx.Client(base_url=address, timeout=timeout_seconds)
 
     def stream(
         self,

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from llamafarm.errors import ModelError
 from llamafarm.kernels.dropout import DropoutPlan, RowDropout
+from llamafarm.model.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, check_adapter_folder
 from llamafarm.model.principal import (
     as_plain_adapter,
     as_plain_config,
@@ -28,8 +29,7 @@ from llamafarm.model.principal import (
 )
 from llamafarm.model.targets import check_target_modules, linear_layers
 
-_WEIGHTS_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
+__all__ = ["ADAPTER_CONFIG_FILE"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def restore_adapter(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> No
 def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write an adapter's weights and its configuration into `folder` as stock PEFT reads them."""
     try:
-        save_file(dict(tensors), folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(dict(tensors), folder / ADAPTER_FILE, metadata={"format": "pt"})
     except SafetensorError as error:  # its word for a full disk
         raise OSError(errno.EIO, str(error)) from error
     config = as_plain_config(model)
@@ -119,8 +119,9 @@ def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, torch.Te
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights that `write_adapter` wrote. Raises `ModelError` if they cannot be read."""
+    check_adapter_folder(folder)
     try:
-        tensors: dict[str, torch.Tensor] = load_file(folder / _WEIGHTS_FILE)
+        tensors: dict[str, torch.Tensor] = load_file(folder / ADAPTER_FILE)
     except (OSError, SafetensorError) as error:
         raise _unreadable(folder, str(error)) from error
     return tensors
@@ -128,11 +129,14 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Return `model` with the saved adapter of `folder` on it, in evaluation mode."""
+    check_adapter_folder(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             loaded = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a configuration that is none: whatever class it is
         raise _unreadable(folder, str(error)) from error
     loaded.eval()
     return loaded

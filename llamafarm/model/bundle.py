@@ -6,6 +6,7 @@ Stock PEFT loads an adapter, transformers a whole model and the tokenizer, chat 
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -52,9 +53,14 @@ class Bundle:
 def write_bundle(
     folder: Path, bundle: Bundle, model: Trained, tensors: Mapping[str, torch.Tensor], tokenizer: Any
 ) -> None:
-    """Write a final model into the empty folder `folder`."""
+    """Write a final model into the empty folder `folder`. Raises `OSError` where that cannot be done."""
     write_weights(folder, model, tensors)
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except OSError:
+        raise
+    except Exception as error:  # what tokenizers raises for a full disk, of no class of its own
+        raise OSError(errno.EIO, str(error)) from error
     text = json.dumps(asdict(bundle), indent=2, ensure_ascii=False)
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -89,13 +95,12 @@ def read_bundle(folder: Path) -> Bundle:
         if "trained" in content:
             content["trained"] = TrainedPart(**content["trained"])
         bundle = Bundle(**content)
-        if not (isinstance(bundle.base_model, str) and isinstance(bundle.joiner, str)):
-            raise TypeError("base_model or joiner is not a text")
+        _check_values(bundle)
         if bundle.kind not in (ADAPTER, FULL):
             raise ValueError(f"kind is {bundle.kind!r}")
         if unknown := set(bundle.generation) ^ _GENERATION_KEYS:
             raise ValueError(f"generation has other keys than it should: {', '.join(sorted(unknown))}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"the file is damaged: {error}", where=str(path), remedy="Train again, or restore the folder."
         ) from error
@@ -106,6 +111,16 @@ def read_bundle(folder: Path) -> Bundle:
             remedy="Update llamafarm-finetune.",
         )
     return bundle
+
+
+def _check_values(bundle: Bundle) -> None:
+    """Raise `TypeError` for values of other kinds than a run writes."""
+    texts = (bundle.base_model, bundle.strategy, bundle.end_of_turn, bundle.joiner, *bundle.stop_sequences)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("base_model, strategy, end_of_turn, joiner or a stop sequence is not a text")
+    numbers = (bundle.max_length, *(value for value in bundle.generation.values() if value is not None))
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+        raise TypeError("max_length or a setting of generation is not a number")
 
 
 def open_bundle(folder: Path) -> tuple[Bundle, Base, Any, ChatTemplate]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from llamafarm.errors import ModelError
+from llamafarm.model.files import check_base_folder
 
 _MAX_SHARD_SIZE = "5GB"
 
@@ -49,6 +50,7 @@ def write_full(folder: Path, model: PreTrainedModel, tensors: Mapping[str, torch
 
 def read_full(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights that `write_full` wrote. Raises `ModelError` if they cannot be read."""
+    check_base_folder(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False

@@ -21,12 +21,14 @@ from transformers.utils import logging as transformers_logging
 from llamafarm.data.encoding.tokenization import TextEncoder, Tokenize, WholeTexts
 from llamafarm.data.encoding.words import encoder_of
 from llamafarm.errors import ModelError
-from llamafarm.model.hub import find_source
+from llamafarm.model.files import check_base_folder, check_folder
+from llamafarm.model.hub import find_source, local_folder
 
 EMBEDDED_BASE = "cria-5m"
 _EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / EMBEDDED_BASE
 
 # A model's id on the Hub: "owner/model" or "model".
+_SHOWN_CHARACTERS = 200
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}")
 
 # Loading is announced, measured and reported here; a bar per shard on stderr would say it again.
@@ -59,17 +61,24 @@ def find_base(name: str | None, cache_dir: str | None = None) -> Base:
     """
     if name is None or name == EMBEDDED_BASE:
         return Base(EMBEDDED_BASE, str(_EMBEDDED_FOLDER))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder := _folder_named(name)) is not None:
         return Base(name, str(folder.resolve()), cache_dir)
     # Anything else can only have been meant as a path.
     if not _HUB_ID.fullmatch(name):
         raise ModelError(
-            f"there is no model folder {name!r}",
+            f"there is no model folder {name[:_SHOWN_CHARACTERS]!r}",
             where="base_model.huggingface_id",
             remedy="Check the path, or leave base_model out to use the embedded model.",
         )
     return Base(name, name, cache_dir)
+
+
+def _folder_named(name: str) -> Path | None:
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long, a home folder that cannot be told
+        return None
 
 
 def load_tokenizer(base: Base) -> Any:
@@ -78,9 +87,12 @@ def load_tokenizer(base: Base) -> Any:
     Raises `ModelError` if it cannot be had, `MachineError` if the Hub would have it and cannot be reached.
     """
     find_source(base.source, base.cache_dir)
+    _check_files(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.source, **_source_options(base))
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.source, cache_dir=base.cache_dir, trust_remote_code=False
+        )
+    except Exception as error:  # of damaged files: whatever class, from four libraries
         raise _not_loaded(base, "tokenizer", error) from error
     if tokenizer.eos_token is None:
         raise ModelError(
@@ -93,9 +105,10 @@ def load_tokenizer(base: Base) -> Any:
 
 def load_config(base: Base) -> Any:
     """Return a base model's configuration. Raises `ModelError` if it cannot be had."""
+    _check_files(base)
     try:
-        return AutoConfig.from_pretrained(base.source, **_source_options(base))
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return AutoConfig.from_pretrained(base.source, cache_dir=base.cache_dir, trust_remote_code=False)
+    except Exception as error:  # its values are checked by many, each with a class of its own
         raise _not_loaded(base, "configuration", error) from error
 
 
@@ -109,17 +122,25 @@ def load_model(
     """
     # Quantised weights must be put on their device while they are loaded.
     placed = {} if quantization_config is None else {"device_map": {"": device}}
+    config = _without_dropout(load_config(base))
+    if (folder := local_folder(base.source, base.cache_dir)) is not None:
+        check_base_folder(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.source,
-            config=_without_dropout(load_config(base)),
+            config=config,
             dtype=dtype,
             use_safetensors=True,  # else pickled weights would be read where there are no others
             quantization_config=quantization_config,
+            cache_dir=base.cache_dir,
+            trust_remote_code=False,
             **placed,
-            **_source_options(base),
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
+        raise _not_loaded(base, "weights", error) from error
+    except (ArithmeticError, AssertionError, SafetensorError) as error:  # shapes that nobody meant
         raise _not_loaded(base, "weights", error) from error
     loaded: PreTrainedModel = (model if placed else model.to(device)).eval()
     return loaded
@@ -206,8 +227,10 @@ def _without_dropout(config: Any) -> Any:
     return config
 
 
-def _source_options(base: Base) -> dict[str, Any]:
-    return {"cache_dir": base.cache_dir, "trust_remote_code": False}
+def _check_files(base: Base) -> None:
+    """Raise `ModelError` for files on this machine that no loader should be given."""
+    if (folder := local_folder(base.source, base.cache_dir)) is not None:
+        check_folder(folder)
 
 
 def _not_loaded(base: Base, part: str, error: Exception) -> ModelError:

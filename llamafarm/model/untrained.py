@@ -59,7 +59,7 @@ def _has_a_twin(token_id: int, rows: Mapping[int, torch.Tensor]) -> bool:
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str] | None:
-    files: Sequence[Path] = sorted(folder.glob("*.safetensors"))
+    files: Sequence[Path] = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     for file in files:
         try:
             with safe_open(str(file), framework="pt") as weights:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from llamafarm.confined import confined
 from llamafarm.errors import OutputError
 from llamafarm.report.facts.metrics import metric_rows
 from llamafarm.report.facts.usage import is_whole, python_code
@@ -54,7 +55,7 @@ def write_card(folder: Path) -> None:
             where=str(record.folder / FINAL_MODEL),
             remedy="Let the run finish first.",
         )
-    write_whole(record.folder / FINAL_MODEL / CARD_FILE, render_card(record))
+    write_whole(confined(record.folder, FINAL_MODEL) / CARD_FILE, render_card(record))
 
 
 def render_card(record: RunRecord) -> str:

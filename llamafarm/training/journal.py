@@ -146,8 +146,8 @@ class Journal:
 
     def restore(self, record: Mapping[str, Any], step: int) -> None:
         """Go on from what `as_record` gave, at the run's `step`; metrics written since are cut off."""
-        for name, value in record["account"].items():
-            setattr(self.account, name, value)
+        for name in asdict(self.account):
+            setattr(self.account, name, record["account"][name])
         self._recorded_seconds = record["recorded_seconds"]
         self._watch.restore(self._metrics.cut_to(record["metrics_bytes"]))
         self._view = LiveView(

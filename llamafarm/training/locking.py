@@ -53,7 +53,8 @@ class RunLock:
 
     def _open(self) -> int:
         try:
-            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            # A link is not followed: what it leads to would be emptied.
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except OSError as error:
             raise OutputError(
                 f"the output folder cannot be locked: {error.strerror}",

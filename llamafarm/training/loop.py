@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -130,6 +130,10 @@ class LoopState:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> LoopState:
         """Return the state that `as_record` gave. Raises `TypeError` or `KeyError` if it is none."""
+        for kind, given in ((cls, record), (StepRecord, record["pending"])):
+            # What has a default must not come to it silently: without its best step a run chooses another.
+            if missing := {one.name for one in fields(kind)} - set(given):
+                raise KeyError(f"without {', '.join(sorted(missing))}")
         best_metric = math.inf if record["best_metric"] is None else record["best_metric"]
         return cls(**{**record, "best_metric": best_metric, "pending": StepRecord(**record["pending"])})
 

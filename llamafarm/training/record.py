@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llamafarm.confined import confined
 from llamafarm.errors import OutputError
 from llamafarm.strict_json import to_json
 
@@ -90,7 +91,7 @@ class MetricsWriter:
     """Appends to `metrics.jsonl`, a line at a time; writes nothing where that is not wanted."""
 
     def __init__(self, folder: Path, *, writes_metrics: bool) -> None:
-        self._path = folder / METRICS_FILE
+        self._path = confined(folder, METRICS_FILE)
         self._file = self._path.open("a", encoding="utf-8", newline="\n") if writes_metrics else None
 
     def write(self, metrics: Mapping[str, float | int | None]) -> None:
@@ -138,6 +139,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     text = to_json(record, indent=2) + "\n"
     unfinished = path.with_name(path.name + ".unfinished")
     with _writing(path):
+        unfinished.unlink(missing_ok=True)  # a link there would be written through
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

@@ -83,7 +83,7 @@ def find_unfinished(folder: Path, resume: str) -> Unfinished | None:
         return (
             Unfinished(folder, record) if record and "identity" in record and "result" not in record else None
         )
-    checkpoint = Path(resume).absolute()
+    checkpoint = Path(resume).resolve()
     run = checkpoint.parent.parent
     record = _read_run(run)
     is_named_so = is_checkpoint_name(checkpoint.name)
@@ -93,7 +93,7 @@ def find_unfinished(folder: Path, resume: str) -> Unfinished | None:
             where="--resume",
             remedy="Name a folder such as RUN/checkpoints/step-00000120, or write --resume auto.",
         )
-    if run != folder.absolute():
+    if run != folder.resolve():
         check_output_dir(folder, overwrite=False)
     elif "result" in record:
         raise OutputError(
@@ -198,7 +198,7 @@ def prepare_to_go_on(folder: Path, unfinished: Unfinished, step: int) -> None:
             remove_folder(folder / FINAL_MODEL_FOLDER)
         if not step:
             (folder / METRICS_FILE).unlink(missing_ok=True)
-        elif unfinished.checkpoint is not None and unfinished.folder.absolute() != folder.absolute():
+        elif unfinished.checkpoint is not None and unfinished.folder != folder.resolve():
             _take_over(folder, unfinished.folder, unfinished.checkpoint)
     except OSError as error:
         raise OutputError(

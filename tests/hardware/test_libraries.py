@@ -74,6 +74,8 @@ def test_an_ollama_that_does_not_answer_is_not_there(host: str, monkeypatch: pyt
         ("[::1]", "http://[::1]:11434"),
         ("::1", "http://[::1]:11434"),
         ("[::]:99", "http://127.0.0.1:99"),
+        ("me:word@box:80", "http://me:word@box:80"),
+        ("https://me:word@[::1]/x", "https://me:word@[::1]:443/x"),
     ],
 )
 def test_the_host_is_read_as_ollama_reads_it(

@@ -132,6 +132,8 @@ PROOFS: dict[str, str] = {
     "training_args.eval_strategy": PREPARE + "test_the_rhythms_of_evaluating_and_saving",
     "training_args.load_best_model_at_end": RUN + "test_the_best_evaluation_becomes_the_final_model",
     "training_args.logging_steps": RUN + "test_metrics_have_a_line_for_every_logged_step",
+    "training_args.on_nonfinite": "training/test_recovery.py::"
+    "test_on_nonfinite_says_whether_a_step_is_skipped",
     "training_args.metric_for_best_model": "training/test_loop.py::test_the_metric_says_which_is_best",
     "training_args.save_steps": PREPARE + "test_the_rhythms_of_evaluating_and_saving",
     "training_args.save_strategy": PREPARE + "test_the_rhythms_of_evaluating_and_saving",

@@ -160,3 +160,14 @@ def test_a_base_that_is_gone_is_named(folder: Path, bundle: Bundle, tmp_path: Pa
 def test_a_tokenizer_that_is_gone_is_an_error(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "tokenizer" in refusal(folder).problem
+
+
+def test_a_disk_that_is_full_is_told_of_as_one_also_by_what_has_no_word_for_it(
+    tmp_path: Path, bundle: Bundle, tuned: PeftModel
+) -> None:
+    class Tokenizer:
+        def save_pretrained(self, _: str) -> None:
+            raise Exception("No space left on device (os error 28)")  # as tokenizers has it
+
+    with pytest.raises(OSError, match="No space left on device"):
+        write_bundle(tmp_path, bundle, tuned, adapter_tensors(tuned), Tokenizer())

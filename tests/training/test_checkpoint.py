@@ -23,6 +23,7 @@ from llamafarm.training.checkpoint import (
     is_whole,
     read_checkpoint,
     read_state,
+    remove_checkpoints_after,
     remove_old_checkpoints,
     write_checkpoint,
 )
@@ -181,3 +182,45 @@ def test_the_newest_is_the_one_of_the_latest_step_whatever_the_clock_says(
     for step in (10, 9):
         os.utime(write(step), (step * -(10**8), step * -(10**8)))
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000010", "step-00000009"]
+
+
+def test_the_checkpoint_of_another_step_under_this_ones_name_is_not_read(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write(2).rename(tmp_path / "step-00000004")
+    assert is_whole(folder)
+    with pytest.raises(OutputError, match="it is of step 2"):
+        read_state(folder)
+
+
+@pytest.mark.parametrize("name", ["state.json", "training.safetensors"])
+def test_without_what_goes_on_with_it_none_is_whole(write: Callable[..., Path], name: str) -> None:
+    folder = write(2)
+    (folder / name).unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert not is_whole(folder)
+
+
+def test_what_is_newer_than_a_step_goes_and_so_does_what_was_left_half_written(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for step in (2, 4, 6):
+        write(step)
+    for name in ("step-00000003.unfinished", "step-00000002.replaced", "step-00000006.unfinished"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+    (tmp_path / "notes.unfinished").mkdir()
+    remove_checkpoints_after(tmp_path, 4)
+    assert steps_in(tmp_path) == ["notes.unfinished", "step-00000002", "step-00000004"]
+
+
+def test_a_step_can_be_written_again_where_a_kill_left_what_it_replaced(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    write(2, 0.5).rename(tmp_path / "step-00000002.replaced")
+    (tmp_path / "step-00000002").mkdir()
+    write(2, 0.75)
+    assert steps_in(tmp_path) == ["step-00000002"]
+    assert all((tensor == 0.75).all() for tensor in read_checkpoint(tmp_path, 2).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -106,3 +107,37 @@ def test_a_json_file_that_cannot_be_made_leaves_the_one_before(tmp_path: Path) -
         write_json(tmp_path / "run.json", {"steps": object()})
     assert json.loads((tmp_path / "run.json").read_text()) == {"steps": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_full_disk_is_an_error_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_json(tmp_path / "run.json", {"steps": 1})
+    writer = MetricsWriter(tmp_path, writes_metrics=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        for write in (writer.sync, lambda: write_json(tmp_path / "run.json", {"steps": 2})):
+            with pytest.raises(OutputError, match="No space left on device"):
+                write()
+    writer.close()
+    assert json.loads((tmp_path / "run.json").read_text()) == {"steps": 1}
+
+
+def test_a_folder_that_was_half_cleared_is_no_run_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("metrics.jsonl", "run.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    unlink = Path.unlink
+
+    def die(self: Path, *, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok=missing_ok)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", die)
+        with pytest.raises(KeyboardInterrupt):
+            clear_output_dir(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]

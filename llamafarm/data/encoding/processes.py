@@ -6,9 +6,7 @@ the caller's script again in each.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +20,7 @@ from llamafarm.data.encoding.messages import describe_rows, read_result, write_m
 from llamafarm.data.reading.bad_row import BadRowError, RawRow
 from llamafarm.data.reading.records import DataReader
 from llamafarm.errors import MachineError
+from llamafarm.interpreter import command_of, environment_of_ours
 
 _ROWS_OF_A_BLOCK = 512
 # A block ends early where its lines are long.
@@ -132,11 +131,9 @@ class _Process:
 
     def __init__(self) -> None:
         # One processor each: the tokenizer needs no threads of its own.
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        package = str(Path(__file__).parents[3])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "llamafarm.data.encoding.worker"],
+        environment = {**environment_of_ours(), "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(  # noqa: S603 - a list, and nobody's input
+            command_of("llamafarm.data.encoding.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from llamafarm.confined import confined
 from llamafarm.errors import DataError, MachineError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -42,7 +43,7 @@ def fetch_dataset(name: str, folder: Path, download_dir: Path | None = None) -> 
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         is_away = "offline" in str(error).casefold() or "connect" in str(error).casefold()
         raise _not_fetched(name, error, MachineError if is_away else DataError) from error
-    file = folder / f"{name.replace('/', '--')}-{_version_of(rows)}.parquet"
+    file = confined(folder, f"{name.replace('/', '--')}-{_version_of(rows)}.parquet")
     if not file.is_file():
         unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
         folder.mkdir(parents=True, exist_ok=True)

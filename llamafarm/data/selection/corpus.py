@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from llamafarm.confined import confined
 from llamafarm.data.columns import ColumnWriter
 from llamafarm.data.reading.files import data_files, read_row_texts, stem_of
 from llamafarm.data.reading.records import DataReader
@@ -155,7 +156,7 @@ def split_file(
 
         train, evaluation = split_rows(places, keys, eval_percent, seed, str(path), strata=strata)
         folder, stem = output_dir or path.parent, stem_of(path)
-        train_file, eval_file = folder / f"{stem}_train.jsonl", folder / f"{stem}_eval.jsonl"
+        train_file, eval_file = (confined(folder, f"{stem}_{part}.jsonl") for part in ("train", "eval"))
         for file, part in ((train_file, train), (eval_file, evaluation)):
             write_lines(file, map(text_of, part))
     num_kept_together = max(len(train) - _num_train_rows(len(places), eval_percent), 0)
@@ -181,6 +182,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)  # a link there would be written through
         with unfinished.open("wb") as file:
             for line in lines:
                 file.write(line.encode() + b"\n")

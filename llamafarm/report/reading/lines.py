@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamafarm.confined import is_special
 from llamafarm.report.reading.values import count_of, mapping_of, number_of
 
 
@@ -24,6 +25,9 @@ class Line:
 
 def read_lines(path: Path, faults: list[str]) -> list[Line]:
     """Return the lines by step; of a step that was taken twice, before and after a resume, the later one."""
+    if is_special(path):  # a FIFO would be waited for
+        faults.append(f"{path.name} is no file")
+        return []
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:

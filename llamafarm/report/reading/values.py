@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llamafarm.confined import is_special
+
 # Control characters have a picture each, so that a text shows what it holds; a page could not hold them.
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 _PICTURES |= dict.fromkeys([*range(0x80, 0xA0), 0xFFFE, 0xFFFF], 0xFFFD)
@@ -91,6 +93,8 @@ def show_value(value: Any) -> str:
 
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds. Raises `OSError`, or `ValueError` if it is not JSON."""
+    if is_special(path):  # a FIFO would be waited for
+        raise ValueError("it is no file")
     try:
         return json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except RecursionError:

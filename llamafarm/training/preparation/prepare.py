@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llamafarm.confined import confined
 from llamafarm.data.encoding.fitting import Limits
 from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.data.encoding.template import ChatTemplate
@@ -233,8 +234,10 @@ def base_name_of(loaded: LoadedStrategy) -> str | None:
 
 
 def output_dir_of(loaded: LoadedStrategy) -> Path:
-    """Return the folder of a strategy's run."""
-    return Path(loaded.strategy.training_args.output_dir or f"./fine_tuned_models/{loaded.key}")
+    """Return the folder of a strategy's run. Raises `InputError` for a name that cannot be one's."""
+    if (named := loaded.strategy.training_args.output_dir) is not None:
+        return Path(named)
+    return confined(Path("fine_tuned_models"), loaded.key, where="the strategy's name")
 
 
 def _settle_device(strategy: Strategy, choices: list[Choice]) -> Device:

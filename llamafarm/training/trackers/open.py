@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from llamafarm import terminal
+from llamafarm.redaction import hide_secrets, hide_users
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.strategy.schema import walk_leaves
 from llamafarm.training.record import LOGS_FOLDER
@@ -28,9 +27,6 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 }
 """By the names that `monitoring.report_to` takes; each opener loads its library only when it is used."""
 
-_SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN")
-_SHORTEST_SECRET = 6
-_USER_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]*@")
 _MOST_CHARACTERS = 200
 
 
@@ -63,7 +59,7 @@ def tracked_settings(loaded: LoadedStrategy) -> dict[str, Any]:
         value: Any = tree
         for key in path.split("."):
             value = value[key]
-        settings[path] = hide_secrets(value) if isinstance(value, str) else value
+        settings[path] = hide_secrets(hide_users(value)) if isinstance(value, str) else value
     return settings
 
 
@@ -107,14 +103,5 @@ class Trackers:
 
 def _show(error: Exception) -> str:
     first_line = next(iter(str(error).strip().splitlines()), "")
-    shown = hide_secrets(f"{type(error).__name__}: {first_line}")
+    shown = hide_secrets(hide_users(f"{type(error).__name__}: {first_line}"))
     return shown if len(shown) <= _MOST_CHARACTERS else shown[: _MOST_CHARACTERS - 1] + "…"
-
-
-def hide_secrets(text: str) -> str:
-    """Return a text without the values of secret variables, and without users in addresses."""
-    for name in _SECRETS:
-        secret = os.environ.get(name, "")
-        if len(secret) >= _SHORTEST_SECRET:  # a word of a few letters stands in any text
-            text = text.replace(secret, "…")
-    return _USER_IN_ADDRESS.sub("…@", text)

@@ -129,11 +129,15 @@ class Arena:
         # What is here already need not be looked at by each process's garbage collector, nor be copied.
         gc.collect()
         gc.freeze()
-        started = time.monotonic()
-        run = self.make("undisturbed")
-        end = self.start(run).end()
-        assert end.exit_code == 0, end
-        self.seconds = time.monotonic() - started
+        taken = []
+        for name in ("undisturbed", "again", "once more"):
+            run = self.make(name)
+            started = time.monotonic()
+            end = self.start(run).end()
+            taken.append(time.monotonic() - started)
+            assert end.exit_code == 0, end
+        # Of the fastest, as what else runs on the machine only slows one down.
+        self.seconds = min(taken)
         self.undisturbed = outcome_of(run)
 
     def make(self, name: str = "", **settings: Any) -> Path:
@@ -166,7 +170,9 @@ class Arena:
 
     def start(self, run: Path, *arguments: str, disturbance: Disturbance | None = None) -> Worker:
         """Start training into `run` as the command line does, with whatever `disturbance` puts in its way."""
-        log = run.with_name(f"{time.monotonic_ns()}.log")
+        # Beside all runs: theirs may be on a disk that is full.
+        log = self.folder / f"{time.monotonic_ns()}.log"
+        log.touch()  # here: a process that is killed in its first moment does not come to it
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -238,11 +244,11 @@ def _train(run: Path, log: Path, arguments: tuple[str, ...], disturbance: Distur
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, cli._terminate)
     try:
-        written = os.open(log, os.O_WRONLY | os.O_CREAT, 0o644)
+        written = os.open(log, os.O_WRONLY)
         os.dup2(written, 1)
         os.dup2(written, 2)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         terminal.console.cache_clear()
         if disturbance is not None:
             disturbance()

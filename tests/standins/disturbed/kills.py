@@ -8,7 +8,6 @@ from pathlib import Path
 
 from disturbed.arena import SAVE_STEPS, Arena, End, Findings, outcome_of, record_of
 from disturbed.witness import LOADING, STEPPING, Witness
-
 from llamafarm.training.checkpoint import checkpoints_in, is_whole, step_of
 
 _MOST_KILLS_A_RUN = 3
@@ -21,7 +20,7 @@ def newest_whole(run: Path) -> int:
 
 
 def kill_at_random(arena: Arena, num_kills: int) -> Findings:
-    """Kill runs up to three times each, at moments uniform over the undisturbed run's life, then let them end."""
+    """Kill runs up to three times each, at moments uniform over the life of a run, then let them end."""
     found = Findings("kills")
     while found.num_tried < num_kills:
         run = arena.make()

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from llamafarm.training import run, saving
+from llamafarm.training import checkpoint, saving
 from llamafarm.training.session import Session
 
 LOADING, STEPPING, EVALUATING, SAVING, ENDING = "loading", "stepping", "evaluating", "saving", "ending"
@@ -16,7 +16,7 @@ _FORM = "iB?"
 
 
 class Witness:
-    """Memory that a process and this one share: its last whole step, its phase, whether it writes a checkpoint.
+    """Memory that a process and this one share: its last whole step, its phase, whether it is saving.
 
     The step is -1 until this process has taken one.
     """
@@ -39,8 +39,8 @@ class Witness:
 
     def watch(self) -> None:
         """Let this process, a copy, say what it does."""
-        take_step, evaluate, write = Session.take_step, Session.evaluate, saving.write_checkpoint
-        finish = run.Session.finish
+        take_step, evaluate, finish = Session.take_step, Session.evaluate, Session.finish
+        write = checkpoint.write_checkpoint
 
         def step_seen(session: Session, step: int, rows: Any) -> Any:
             self._set(1, PHASES.index(STEPPING))

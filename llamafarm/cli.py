@@ -136,7 +136,8 @@ def _leave_at_the_next_signal() -> None:
 
 
 def main() -> None:
-    """Run the command line; leaves the process with its exit code."""
+    """Run the command line; leaves the process with its exit code, and signals to whom they were before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
@@ -145,3 +146,6 @@ def main() -> None:
         if _Terminated.has_come and left.code in (1, 130):
             raise SystemExit(143) from None
         raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

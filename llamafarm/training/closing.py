@@ -72,6 +72,9 @@ def compare_with_base(
         write_evaluation(preparation.output_dir, record)
         for finding in evaluation.findings:
             terminal.warn(finding.as_line())
+    except KeyboardInterrupt:  # whoever does not want to wait for it still gets the report
+        terminal.warn("the model is not compared with its base: interrupted")
+        return None
     except LlamaFarmError as error:
         terminal.warn(f"the model is not compared with its base: {error.problem} ({error.where})")
         return None

@@ -15,7 +15,7 @@ import torch
 
 from llamafarm import terminal
 from llamafarm.data.encoding.pack import pack_rows
-from llamafarm.errors import OutputError
+from llamafarm.errors import InputError, OutputError
 from llamafarm.hardware.process import return_freed_memory
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import PackedForward, packed_forward
@@ -48,6 +48,7 @@ from llamafarm.training.record import (
 from llamafarm.training.result import RunResult
 from llamafarm.training.resume import (
     AUTO,
+    NEVER,
     check_same_run,
     choose_checkpoint,
     find_unfinished,
@@ -69,6 +70,12 @@ def run_training(loaded: LoadedStrategy, *, overwrite: bool = False, resume: str
     Nothing is written before everything that can be checked has been. `resume` is auto, never, or the folder
     of a checkpoint. Raises any `LlamaFarmError`; `RunInterrupted` after a signal, when the run is saved.
     """
+    if overwrite and resume not in (AUTO, NEVER):
+        raise InputError(
+            "--overwrite starts anew, and --resume goes on from a checkpoint",
+            where="--overwrite",
+            remedy="Leave one of them out.",
+        )
     folder = output_dir_of(loaded)
     terminal.mode.log_level = loaded.strategy.monitoring.log_level
     refuse_if_locked(folder)
@@ -115,8 +122,8 @@ def train_prepared(
         _write_final_model(preparation, loaded, model)
         findings = journal.conclude()
         write_json(folder / RUN_FILE, describe_end(record, result, findings, journal.account, session))
-        if signals.asked is None:
-            compare_with_base(loaded, preparation, model, result.final_model, findings)
+    if signals.asked is None:
+        compare_with_base(loaded, preparation, model, result.final_model, findings)
     show_report(folder)
     return result
 

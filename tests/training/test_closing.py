@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from llamafarm import terminal
-from llamafarm.errors import DataError, LlamaFarmError, ModelError
+from llamafarm.errors import DataError, InputError, LlamaFarmError, ModelError
 from llamafarm.evaluation.evaluate import evaluate_model
 from llamafarm.inference.open import OpenModel
 from llamafarm.strategy.load import LoadedStrategy
@@ -316,3 +317,25 @@ def test_run_json_has_sample_rows_with_what_is_trained_on(
         assert trained.strip() == f"{row['output']}<|end|>"
         assert row["instruction"] in rest and row["output"] not in rest
         assert not sample["is_cut"] and 0 < sample["num_supervised_tokens"] < sample["num_tokens"]
+
+
+def test_ctrl_c_ends_the_comparison_and_leaves_the_run_and_its_report(
+    load: Any, make_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(closing, "evaluate_model", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run_training(load(make_rows(8), monitoring__sample_rows=2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "result" in json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_starting_anew_and_going_on_exclude_each_other(load: Any, make_rows: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="starts anew"):
+        run_training(load(make_rows(8)), overwrite=True, resume=str(tmp_path / "step-00000001"))

@@ -76,7 +76,7 @@ def test_the_final_model_gives_the_trained_logits_on_a_base_in_4_bits(
     opened = open_final_model(result.final_model, "cpu")
     torch.testing.assert_close(logits_of(opened.model), expected, atol=1e-4, rtol=1e-4)
     lines = (result.final_model.parent / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["train_loss"] for line in lines]
+    losses = [json.loads(line)["train_loss"] for line in lines[1:]]  # the first is of before training
     assert losses[-1] < losses[0]
 
 

@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from llamafarm.confined import check_name
 from llamafarm.training.trackers.base import TrackedRun, install_remedy, load_library
 
 # Each would have the metrics sent.
@@ -32,6 +33,7 @@ class Trackio:
     def start(self, run: TrackedRun) -> None:
         """Begin a run in the local database."""
         trackio = _load()
+        check_name(run.project, where="monitoring.project")  # its database is a file of that name
         with _kept_here(), _failing_aloud():
             self._run = trackio.init(
                 project=run.project,

@@ -94,6 +94,9 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
 def is_whole(checkpoint: Path) -> bool:
     """Return whether every file of a checkpoint is what its manifest says, and none is missing or added."""
     try:
+        # A FIFO among them would be waited for without end.
+        if not all(path.is_file() for path in checkpoint.iterdir()):
+            return False
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
         names = {file.name for file in checkpoint.iterdir()} - {MANIFEST_FILE}
         return (
@@ -105,7 +108,7 @@ def is_whole(checkpoint: Path) -> bool:
                 for name, entry in manifest.items()
             )
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -121,7 +124,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
         return []
     for path in entries:
         name = path.name.removesuffix(".replaced")
-        if (match := _NAME.fullmatch(name)) is None or not path.is_dir():
+        if (match := _NAME.fullmatch(name)) is None or not path.is_dir() or path.is_symlink():
             continue
         if path.name != name:
             target = path.with_name(name)
@@ -168,7 +171,7 @@ def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
     try:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         tensors = load_file(checkpoint / TRAINING_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise _unreadable(checkpoint, str(error)) from error
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         raise _unreadable(checkpoint, "it was written by another version")
@@ -179,9 +182,11 @@ def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
 
 def best_step_of(checkpoint: Path) -> int:
     """Return the step of the best evaluation until a checkpoint was written; 0 where there was none."""
+    if not (checkpoint / STATE_FILE).is_file():
+        return 0
     try:
         best_step = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["loop"]["best_step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return best_step if isinstance(best_step, int) else 0
 

@@ -230,9 +230,11 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _read_run(folder: Path) -> dict[str, Any] | None:
+    if not (folder / RUN_FILE).is_file():
+        return None
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

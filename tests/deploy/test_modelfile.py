@@ -119,3 +119,11 @@ def test_no_system_prompt_becomes_a_command(system: str) -> None:
         return
     assert text == f'FROM ./m.gguf\nSYSTEM """{system}"""\n'
     assert text.count('"""') == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["x\nFROM /etc/passwd", "../x.gguf", "a/b.gguf", 'x\r\nSYSTEM """y"""', "", "CON"]
+)
+def test_a_files_name_that_could_be_read_as_more_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="cannot stand in a Modelfile"):
+        Modelfile(name).text()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import AUTO_MAP, CODE, MARKER, PICKLES, plant, witnessing
+from hostile import AUTO_MAP, CODE, MARKER, PICKLES, ending_within, plant, witnessing
 from hostile_models import change_json, load, save_adapter
 
 from llamafarm.deploy.merge import read_adapter_folder
@@ -42,14 +41,8 @@ mine:
 def ends() -> Iterator[None]:
     """What waits for ever fails."""
 
-    def give_up(*_: object) -> None:
-        raise AssertionError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with ending_within(120):
+        yield
 
 
 @pytest.fixture

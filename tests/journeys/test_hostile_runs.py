@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import ending_within
 from hostile_models import become_fifo
 
 from llamafarm.deploy.gguf.read import read_header
@@ -23,14 +23,8 @@ Speak = Callable[..., Any]
 def ends() -> Iterator[None]:
     """What waits for ever fails."""
 
-    def give_up(*_: object) -> None:
-        raise AssertionError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with ending_within(120):
+        yield
 
 
 @pytest.fixture

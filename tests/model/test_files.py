@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import AUTO_MAP, MARKER, plant, witnessing
+from hostile import AUTO_MAP, MARKER, ending_within, plant, witnessing
 from hostile_models import REFUSED_ADAPTERS, REFUSED_BASES, change_json, load, save_adapter
 
 from llamafarm.deploy.source import open_source
@@ -26,14 +25,8 @@ from llamafarm.model.load import count_parameters, find_base, load_config, load_
 def ends() -> Iterator[None]:
     """What waits for ever fails."""
 
-    def give_up(*_: object) -> None:
-        raise AssertionError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with ending_within(120):
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,26 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_x.X",
     "AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"],
 }
+
+
+class Hung(BaseException):
+    """Something waits for ever; nobody's `except Exception` or `except OSError` takes it for a refusal."""
+
+
+@contextmanager
+def ending_within(seconds: int) -> Iterator[None]:
+    """Raise `Hung` if what is done meanwhile takes longer."""
+
+    def give_up(*_: object) -> None:
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Canary:

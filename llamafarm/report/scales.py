@@ -100,8 +100,8 @@ def _log_scale(low: float, high: float) -> Scale:
     if math.log10(high) - math.log10(low) <= 2.3:
         all_ticks = [digit * 10.0**power for power in range(bottom, top + 1) for digit in (1, 2, 5)]
         inner = [tick for tick in all_ticks if tick <= 10.0**top * 1.001]
-        start = max((tick for tick in inner if tick <= low * 1.001), default=inner[0])
-        end = min((tick for tick in inner if tick >= high * 0.999), default=inner[-1])
+        start = max((tick for tick in inner if tick <= low * (1 + 1e-9)), default=inner[0])
+        end = min((tick for tick in inner if tick >= high * (1 - 1e-9)), default=inner[-1])
         if start == end:
             end = 2 * start
             inner.append(end)

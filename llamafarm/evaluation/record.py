@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -47,15 +46,3 @@ def write_evaluation(folder: Path, record: Mapping[str, Any]) -> Path:
     unfinished.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
-
-
-def read_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Return what `write_evaluation` wrote, None where there is nothing that can be read."""
-    path = folder / EVALUATION_FILE
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

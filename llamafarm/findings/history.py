@@ -34,7 +34,6 @@ class Settings:
     max_grad_norm: float
     keeps_best: bool = False
     stops_early: bool = False
-    num_train_rows: int = 0
     num_eval_rows: int = 0
     num_leaked_rows: int = 0
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints beside the steps: the next step does not wait for the disk."""
+"""Writes checkpoints beside the steps: the next step is computed while the disk writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOM = 1.05
 class Saver:
     """Writes one checkpoint at a time under `folder`, and removes those that are not to be kept.
 
-    What goes wrong while steps go on is raised by the next `save`, `check` or `wait`.
+    What goes wrong in the background is raised by the next `save` or `wait`.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -37,20 +37,16 @@ class Saver:
             self._thread.start()
         else:
             self._write(snapshot, best_step)
-            self.check()
-
-    def check(self) -> None:
-        """Raise what went wrong in the background, once."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+            self.wait()
 
     def wait(self) -> None:
-        """Return when all is written. Raises what went wrong."""
+        """Return when all is written. Raises what went wrong, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _write(self, snapshot: Snapshot, best_step: int) -> None:
         try:

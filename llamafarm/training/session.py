@@ -118,7 +118,6 @@ class Session:
     def take_step(self, step: int, row_indices: Sequence[int]) -> StepResult:
         """Take one optimizer step over these rows."""
         started = time.perf_counter()
-        self._saver.check()
         where = f"step {step}, rows {self._show_rows(row_indices)}"
         try:
             result = self._memory.attempt(
@@ -134,6 +133,9 @@ class Session:
         flops = self._flops_of(self._packs)
         self._learning_rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
+        # The checkpoint was written beside this step. It is there before the step counts: a kill never costs
+        # more steps than lie between two saves.
+        self._saver.wait()
         seconds = time.perf_counter() - started
         self._account.num_steps += 1
         self._account.flops += flops

@@ -67,8 +67,8 @@ def test_what_goes_wrong_in_the_background_is_raised_once_by_the_next_step(
     assert saver._thread is not None
     saver._thread.join()
     with pytest.raises(OutputError, match="the checkpoint cannot be written"):
-        saver.check()
-    saver.check()
+        saver.wait()
+    saver.wait()
     saver.save(snapshot_of(2), best_step=0, in_background=False)
     assert steps_in(tmp_path) == [2]
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = "…"
@@ -30,6 +31,19 @@ def hide_secrets(text: str, secrets: Sequence[str] | None = None) -> str:
 def hide_users(text: str) -> str:
     """Return a text without names and passwords in its addresses."""
     return _USER.sub(f"{HIDDEN}@", text)
+
+
+def without_users(value: Any) -> Any:
+    """Return a record, such as a strategy's settings, without names and passwords in its addresses.
+
+    Texts are looked at wherever they stand in mappings and lists. A text that is cut to be shown is cut
+    after this: half an address has no `@` by which it could be told.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_users(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(without_users, value))
+    return hide_users(value) if isinstance(value, str) else value
 
 
 def secrets_of_environment() -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafarm.errors import InputError, LlamaFarmError, OutputError
-from llamafarm.redaction import hide_secrets, hide_users
+from llamafarm.redaction import hide_secrets, hide_users, without_users
 from llamafarm.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -153,12 +153,7 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 def show_error(error: LlamaFarmError) -> None:
     """Print an error's three lines to stderr, or as the one JSON object on stdout."""
     if mode.prints_json:
-        result_json(
-            {
-                name: hide_users(value) if isinstance(value, str) else value
-                for name, value in error.as_record().items()
-            }
-        )
+        result_json(without_users(error.as_record()))
         return
     out = console()
     for label, text in (("error", error.problem), ("at", error.where), ("try", error.remedy)):

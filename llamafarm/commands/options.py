@@ -10,6 +10,7 @@ import typer
 
 from llamafarm import terminal
 from llamafarm.errors import InputError
+from llamafarm.redaction import hide_users
 
 if TYPE_CHECKING:
     from llamafarm.strategy.load import LoadedStrategy
@@ -93,5 +94,5 @@ def _show_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    text = text.strip().replace("\n", "\\n")
+    text = hide_users(text).strip().replace("\n", "\\n")
     return text if len(text) <= 60 else text[:57] + "…"

@@ -18,6 +18,7 @@ from llamafarm.commands.options import (
     set_mode,
     show_settings,
 )
+from llamafarm.redaction import without_users
 
 # A run that is longer is worth a rehearsal.
 _LONG_SECONDS = 30 * 60
@@ -108,7 +109,7 @@ def _as_record(
         "checks": [asdict(check) for check in checks],
         "choices": [asdict(choice) for choice in preparation.choices],
         "warnings": preparation.warnings,
-        "settings": loaded.strategy.model_dump(mode="json"),
+        "settings": without_users(loaded.strategy.model_dump(mode="json")),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},
         "retired": loaded.retired_record,
     }

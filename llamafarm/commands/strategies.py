@@ -10,6 +10,7 @@ import typer
 from llamafarm import terminal
 from llamafarm.commands.options import PrintsJson, Settings, StrategyFile, load_with_options, set_mode
 from llamafarm.errors import StrategyError
+from llamafarm.redaction import hide_users, without_users
 
 _MAX_WIDTH = 60
 _MAX_FAULTS = 100
@@ -52,11 +53,15 @@ def show(
     if prints_json:
         terminal.result_json(_as_record(loaded))
     elif prints_yaml:
-        terminal.result(write_strategy(loaded).rstrip("\n"))
+        written = write_strategy(loaded).rstrip("\n")
+        shown = hide_users(written)
+        terminal.result(shown)
+        if shown != written:
+            terminal.warn("whom an address names is left out: write it in where … stands")
     else:
         _print_columns(
             [
-                (path, _shorten(write_value(value)), str(loaded.origins[path]))
+                (path, _shorten(hide_users(write_value(value))), str(loaded.origins[path]))
                 for path, value in walk_leaves(loaded.strategy)
             ]
         )
@@ -97,7 +102,7 @@ def _as_record(loaded: LoadedStrategy) -> dict[str, object]:
     return {
         "strategy": loaded.key,
         "file": None if loaded.file is None else str(loaded.file),
-        "settings": loaded.strategy.model_dump(mode="json"),
+        "settings": without_users(loaded.strategy.model_dump(mode="json")),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},
         "retired": loaded.retired_record,
     }

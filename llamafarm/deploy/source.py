@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
 from llamafarm.data.conversation import Message
 from llamafarm.data.encoding.template import ChatTemplate
 from llamafarm.deploy.merge import CONFIG_FILE, Adapter, MergedWeights, read_adapter_folder
@@ -21,13 +18,10 @@ from llamafarm.deploy.stored import StoredWeights, Weights
 from llamafarm.errors import ModelError
 from llamafarm.inference.open import OpenModel, open_final_model, open_folder
 from llamafarm.model.bundle import Bundle, final_model_in, open_bundle
-from llamafarm.model.hub import find_source, local_folder
+from llamafarm.model.hub import fetch_weights
 from llamafarm.model.load import Base, find_base, load_config, load_tokenizer
 from llamafarm.model.prompt import build_template
 from llamafarm.model.weights import FULL
-
-# Of a repository on the Hub, what an export reads.
-_EXPORTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +160,4 @@ def folder_of(base: Base) -> Path:
 
     Raises `ModelError` or `MachineError` if they cannot be had.
     """
-    if (folder := local_folder(base.source, base.cache_dir)) is not None and any(
-        folder.glob("*.safetensors")
-    ):
-        return folder
-    find_source(base.source, base.cache_dir)
-    try:
-        return Path(snapshot_download(base.source, cache_dir=base.cache_dir, allow_patterns=list(_EXPORTED)))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(
-            f"the weights of {base.name!r} cannot be fetched: {reason[:200]}",
-            where=str(base.source),
-            remedy="Check the network, or name a local folder as the base model.",
-        ) from error
+    return fetch_weights(base.source, base.cache_dir)

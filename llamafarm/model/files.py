@@ -17,13 +17,13 @@ from llamafarm.confined import fault_of_name, is_special, leaves
 from llamafarm.errors import ModelError
 
 ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+TEMPLATES_FOLDER = "additional_chat_templates"
 # Read by some loader, by their ends or beginnings.
 _READ = re.compile(
     r".*\.(safetensors|json|jinja|model|txt|tiktoken|bpe)|(tokenizer|vocab|merges|spiece|tekken)\..*"
 )
-_TEMPLATES_FOLDER = "additional_chat_templates"
-_CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+_CONFIGS = (CONFIG_FILE, "generation_config.json", "tokenizer_config.json")
 _MOST_BYTES = 64 * 2**20
 _MOST_LAYERS = 2000
 # Names of classes and kinds: never more than these signs.
@@ -43,16 +43,21 @@ def check_folder(folder: Path) -> None:
     """Raise `ModelError` for what a loader should not be given: see the module."""
     for path in _files_read(folder):
         if is_special(path):
-            raise _refused(path, "it is neither a file nor a folder")
+            raise refused(path, "it is neither a file nor a folder")
         if leaves(path, _root_of(folder)):
-            raise _refused(path, "it is a link that leads out of the model's folder")
+            raise refused(path, "it is a link that leads out of the model's folder")
     for name in _CONFIGS:
         _check_settings(folder / name)
-    shards = _read_object(folder / INDEX_FILE).get("weight_map")
-    for shard in set(map(str, shards.values())) if isinstance(shards, dict) else ():
+    for shard in weight_files(folder):
         if (fault := fault_of_name(shard)) is not None:
             named = f"it names {shard[:80]!r}, which is not a file of this folder"
-            raise _refused(folder / INDEX_FILE, f"{named}: {fault}")
+            raise refused(folder / INDEX_FILE, f"{named}: {fault}")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that a model's weights are read from: the shards, or the one file."""
+    shards = read_object(folder / INDEX_FILE).get("weight_map")
+    return sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else [WEIGHTS_FILE]
 
 
 def check_base_folder(folder: Path) -> None:
@@ -63,32 +68,32 @@ def check_base_folder(folder: Path) -> None:
     """
     check_folder(folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
-        raise _refused(folder / ADAPTER_CONFIG_FILE, "the folder is an adapter's, and not a base model's")
+        raise refused(folder / ADAPTER_CONFIG_FILE, "the folder is an adapter's, and not a base model's")
 
 
 def check_adapter_folder(folder: Path) -> None:
     """Raise `ModelError` for a folder that is not a LoRA adapter in safetensors, or asks for more."""
     check_folder(folder)
     if not (folder / ADAPTER_FILE).is_file():  # PEFT would take a pickle instead, or ask the Hub
-        raise _refused(folder, f"there is no {ADAPTER_FILE} in it, and pickled weights are never read")
+        raise refused(folder, f"there is no {ADAPTER_FILE} in it, and pickled weights are never read")
     path = folder / ADAPTER_CONFIG_FILE
-    config = _read_object(path)
+    config = read_object(path)
     _check_settings(path)
     if config and config.get("peft_type") != "LORA":
-        raise _refused(path, f"it is an adapter of the kind {str(config.get('peft_type'))[:40]!r}, not LORA")
+        raise refused(path, f"it is an adapter of the kind {str(config.get('peft_type'))[:40]!r}, not LORA")
     if asked := [name for name in _OUTSIDE_LORA if config.get(name)]:
-        raise _refused(path, f"it asks for {asked[0]}")
+        raise refused(path, f"it asks for {asked[0]}")
     for pattern in _patterns_in(config):
         if not _ends_soon(pattern):
-            raise _refused(path, f"the pattern {pattern[:80]!r} could take for ever to be matched")
+            raise refused(path, f"the pattern {pattern[:80]!r} could take for ever to be matched")
 
 
 def _files_read(folder: Path) -> Iterator[Path]:
     try:
         paths = sorted(folder.iterdir())
-        paths += sorted((folder / _TEMPLATES_FOLDER).glob("*.jinja"))
+        paths += sorted((folder / TEMPLATES_FOLDER).glob("*.jinja"))
     except OSError as error:
-        raise _refused(folder, error.strerror or str(error)) from error
+        raise refused(folder, error.strerror or str(error)) from error
     return (path for path in paths if _READ.fullmatch(path.name) and not path.is_dir())
 
 
@@ -98,34 +103,37 @@ def _root_of(folder: Path) -> Path:
     return folder.parent.parent if is_snapshot else folder
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object; an empty one where there is none: the loaders say what is wrong there."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; an empty one where there is none: the loaders say what is wrong there.
+
+    Raises `ModelError` for one that is too large or nested too deeply to be read.
+    """
     if not path.is_file():
         return {}
     if path.stat().st_size > _MOST_BYTES:
-        raise _refused(path, f"it is larger than {_MOST_BYTES // 2**20} MiB")
+        raise refused(path, f"it is larger than {_MOST_BYTES // 2**20} MiB")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise _refused(path, "it is nested too deeply") from error
+        raise refused(path, "it is nested too deeply") from error
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _check_settings(path: Path) -> None:
-    for name, value in _walk(_read_object(path)):
+    for name, value in _walk(read_object(path)):
         values = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
         if name == "trust_remote_code" and value:
-            raise _refused(path, "it asks for code of its own to be run (trust_remote_code)")
+            raise refused(path, "it asks for code of its own to be run (trust_remote_code)")
         if name in _NAMES and not all(map(_PLAIN.fullmatch, values)):
-            raise _refused(path, f"{name} is {str(value)[:80]!r}")
+            raise refused(path, f"{name} is {str(value)[:80]!r}")
         if name.removeprefix("_").removesuffix("_internal") in _KERNELS and any("/" in one for one in values):
-            raise _refused(path, f"{name} is {str(value)[:80]!r}, which would be fetched and run")
+            raise refused(path, f"{name} is {str(value)[:80]!r}, which would be fetched and run")
         if name == "num_hidden_layers" and isinstance(value, int) and value > _MOST_LAYERS:
-            raise _refused(path, f"it claims {value} layers")
+            raise refused(path, f"it claims {value} layers")
         if name == "fast_tokenizer_files" and any(fault_of_name(one) for one in values):
-            raise _refused(path, f"{name} names {str(value)[:80]!r}")
+            raise refused(path, f"{name} names {str(value)[:80]!r}")
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:
@@ -158,7 +166,8 @@ def _ends_soon(pattern: str) -> bool:
     return is_short and not _REPEATED_GROUP.search(pattern)
 
 
-def _refused(path: Path, reason: str) -> ModelError:
+def refused(path: Path, reason: str) -> ModelError:
+    """Return the error that refuses a model for what one of its files is."""
     return ModelError(
         f"the model is not loaded: {path.name}: {reason}",
         where=str(path),

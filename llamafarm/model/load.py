@@ -1,6 +1,7 @@
 """Load a base model and its tokenizer: the embedded one, a folder, or one from the Hugging Face Hub.
 
-`trust_remote_code` is False at every loader: a model file is data.
+`trust_remote_code` is False at every loader: a model file is data. So is `local_files_only` True: what `hub`
+has fetched and looked at is what is loaded.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from llamafarm.data.encoding.tokenization import TextEncoder, Tokenize, WholeTexts
+from llamafarm.data.encoding.tokenization import TextEncoder, Tokenize, WholeTexts, panics_as_errors
 from llamafarm.data.encoding.words import encoder_of
 from llamafarm.errors import ModelError
-from llamafarm.model.files import check_base_folder, check_folder
-from llamafarm.model.hub import find_source, local_folder
+from llamafarm.model.hub import fetch_settings, fetch_weights
+from llamafarm.model.tokenizer_file import check_tokenizer
 
 EMBEDDED_BASE = "cria-5m"
 _EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / EMBEDDED_BASE
@@ -86,12 +87,12 @@ def load_tokenizer(base: Base) -> Any:
 
     Raises `ModelError` if it cannot be had, `MachineError` if the Hub would have it and cannot be reached.
     """
-    find_source(base.source, base.cache_dir)
-    _check_files(base)
+    check_tokenizer(fetch_settings(base.source, base.cache_dir))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            base.source, cache_dir=base.cache_dir, trust_remote_code=False
-        )
+        with panics_as_errors():
+            tokenizer = AutoTokenizer.from_pretrained(
+                base.source, cache_dir=base.cache_dir, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # of damaged files: whatever class, from four libraries
         raise _not_loaded(base, "tokenizer", error) from error
     if tokenizer.eos_token is None:
@@ -104,10 +105,15 @@ def load_tokenizer(base: Base) -> Any:
 
 
 def load_config(base: Base) -> Any:
-    """Return a base model's configuration. Raises `ModelError` if it cannot be had."""
-    _check_files(base)
+    """Return a base model's configuration.
+
+    Raises `ModelError` if it cannot be had, `MachineError` if the Hub would have it and cannot be reached.
+    """
+    fetch_settings(base.source, base.cache_dir)
     try:
-        return AutoConfig.from_pretrained(base.source, cache_dir=base.cache_dir, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            base.source, cache_dir=base.cache_dir, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # its values are checked by many, each with a class of its own
         raise _not_loaded(base, "configuration", error) from error
 
@@ -118,13 +124,12 @@ def load_model(
     """Return a base model on `device` with weights in `dtype`, in evaluation mode.
 
     With transformers' `quantization_config`, its linear layers are held in fewer bits. Raises `ModelError` if
-    it cannot be had.
+    it cannot be had, `MachineError` if the Hub would have it and cannot be reached.
     """
     # Quantised weights must be put on their device while they are loaded.
     placed = {} if quantization_config is None else {"device_map": {"": device}}
     config = _without_dropout(load_config(base))
-    if (folder := local_folder(base.source, base.cache_dir)) is not None:
-        check_base_folder(folder)
+    fetch_weights(base.source, base.cache_dir)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.source,
@@ -133,6 +138,7 @@ def load_model(
             use_safetensors=True,  # else pickled weights would be read where there are no others
             quantization_config=quantization_config,
             cache_dir=base.cache_dir,
+            local_files_only=True,
             trust_remote_code=False,
             **placed,
         )
@@ -167,7 +173,10 @@ def tokenize_with(tokenizer: Any) -> Tokenize:
     def tokenize(texts: Sequence[str]) -> Sequence[Sequence[int]]:
         if not texts:
             return []
-        encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        with panics_as_errors():
+            encoded = tokenizer(
+                list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
         token_ids: list[list[int]] = encoded["input_ids"]
         return token_ids
 
@@ -225,12 +234,6 @@ def _without_dropout(config: Any) -> Any:
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
                 setattr(part, name, 0.0)
     return config
-
-
-def _check_files(base: Base) -> None:
-    """Raise `ModelError` for files on this machine that no loader should be given."""
-    if (folder := local_folder(base.source, base.cache_dir)) is not None:
-        check_folder(folder)
 
 
 def _not_loaded(base: Base, part: str, error: Exception) -> ModelError:

@@ -5,6 +5,7 @@ All faults of a strategy are gathered, so that one look at the file mends them a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from llamafarm.errors import StrategyError
+from llamafarm.redaction import HIDDEN, hide_users
 from llamafarm.strategy.document import Node, Origin, parse_value, show_key
 from llamafarm.strategy.schema import Section
 from llamafarm.strategy.spelling import section_at, suggest_for_key
@@ -75,7 +77,7 @@ def show_value(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list"
-    shown = repr(value)
+    shown = hide_users(repr(value))
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"the text {shown}" if isinstance(value, str) else shown
 
@@ -146,6 +148,8 @@ def _describe_value(
         wanted = f"{words} {context[key]:g}" if isinstance(context[key], float) else f"{words} {context[key]}"
     elif kind == "string_pattern_mismatch":
         wanted = _PATTERNS[names[-1]]
+        if names[-1] == "base_url":  # with or without a scheme, or with one misspelt
+            got = f" (got {show_value(re.sub('.*@', f'{HIDDEN}@', value, flags=re.DOTALL))})"
     else:
         wanted = _TYPES.get(kind, f"valid: {detail['msg']}")
     remedy = _suggest_value(names, wanted)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamafarm.errors import DataError
+from llamafarm.redaction import hide_users
 from llamafarm.strategy.document import Origin, show_key
 from llamafarm.strategy.retired import Retired
 from llamafarm.strategy.schema import Strategy
@@ -54,7 +55,7 @@ def resolve_path(path: str, loaded: LoadedStrategy) -> Path:
         if _exists(candidate):
             return candidate
     raise DataError(
-        f"{show_key(path)} does not exist",
+        f"{show_key(hide_users(path))} does not exist",
         where=f"tried {', '.join(_show(candidate) for candidate in tried)}",
         remedy="Give a path that exists from the working directory, or an absolute one.",
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llamafarm.findings.finding import Finding
 from llamafarm.hardware.libraries import installed_versions
 from llamafarm.inspection.pieces import merge_pieces, split_into_pieces
-from llamafarm.redaction import hide_users
+from llamafarm.redaction import without_users
 from llamafarm.strategy.load import LoadedStrategy
 from llamafarm.training.account import Account
 from llamafarm.training.preparation.prepare import Preparation
@@ -36,7 +36,7 @@ def describe_start(
         "started": _now(),
         "resumed": [],
         "identity": dict(identity),
-        "settings": _without_users(loaded.strategy.model_dump(mode="json")),
+        "settings": without_users(loaded.strategy.model_dump(mode="json")),
         "origins": {path: str(origin) for path, origin in loaded.origins.items()},
         "retired": loaded.retired_record,
         "choices": [asdict(choice) for choice in preparation.choices],
@@ -96,13 +96,6 @@ def describe_end(
         },
         "result": {**asdict(result), "final_model": str(result.final_model)},
     }
-
-
-def _without_users(value: Any) -> Any:
-    """Return settings without names and passwords in their addresses."""
-    if isinstance(value, dict):
-        return {name: _without_users(one) for name, one in value.items()}
-    return hide_users(value) if isinstance(value, str) else value
 
 
 def _now() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -138,11 +139,27 @@ def _device(preparation: Preparation) -> torch.device:
     return torch.device(preparation.device.kind)
 
 
+def start_checkpointing(model: Trained) -> bool:
+    """Let activations be computed again from now on; return whether that is new, and the model can."""
+    transformer = transformer_of(model)
+    with _old_names():
+        if transformer.is_gradient_checkpointing or not transformer.supports_gradient_checkpointing:
+            return False
+    checkpoint_gradients(transformer)
+    return True
+
+
 def checkpoint_gradients(transformer: PreTrainedModel) -> None:
     """Let each layer compute its activations again in the backward pass, down to the lowest adapter."""
-    with warnings.catch_warnings():
-        # Newer transformers has another name for it, which 5.17 does not know.
-        warnings.simplefilter("ignore", FutureWarning)
+    with _old_names():
         transformer.gradient_checkpointing_enable({"use_reentrant": False})
     # It asks for a gradient of the embeddings, which only reentrant checkpointing needs.
     transformer.disable_input_require_grads()
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """Let transformers be called by its older names in silence: 5.17 does not know the newer ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

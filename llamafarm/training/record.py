@@ -22,6 +22,8 @@ LOGS_FOLDER = "logs"
 # What `evaluation` and `report` write beside them, by their names for it.
 _OF_OTHERS = ("evaluation.json", "report.html")
 _OURS = (METRICS_FILE, RUN_FILE, CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, LOGS_FOLDER, *_OF_OTHERS)
+# What is in them is removed and replaced: it has to be the run's own.
+_FOLDERS = (CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER, f"{FINAL_MODEL_FOLDER}.unfinished", LOGS_FOLDER)
 
 
 def earlier_run_in(folder: Path) -> list[str]:
@@ -29,14 +31,34 @@ def earlier_run_in(folder: Path) -> list[str]:
     return [name for name in _OURS if (folder / name).exists()]
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise `OutputError` if a folder that a run keeps in `folder` is a link, wherever that leads.
+
+    Old checkpoints would be removed in its target, and the final model could not take its place.
+    """
+    for path in (folder / name for name in _FOLDERS):
+        if path.is_symlink():
+            raise OutputError(
+                f"{str(path)!r} is a link to {str(path.readlink())!r}, and a run removes and replaces what is"
+                " in it",
+                where=str(folder),
+                remedy="Remove the link; to train onto another disk, name a folder there in "
+                "training_args.output_dir.",
+            )
+
+
 def check_output_dir(folder: Path, *, overwrite: bool) -> None:
-    """Raise `OutputError` if `folder` is no folder, or holds an earlier run that may not be overwritten."""
+    """Raise `OutputError` if `folder` is no folder, or holds an earlier run that may not be overwritten.
+
+    So does a link in the place of one of a run's folders.
+    """
     if folder.exists() and not folder.is_dir():
         raise OutputError(
             "the output folder is a file",
             where=str(folder),
             remedy="Choose another training_args.output_dir.",
         )
+    refuse_links(folder)
     taken = earlier_run_in(folder)
     if taken and not overwrite:
         raise OutputError(

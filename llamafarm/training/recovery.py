@@ -1,13 +1,14 @@
 """What a run survives on the way: too little memory for a pack, and steps without a finite loss or gradient.
 
 A step is a set of rows. How they are cut into packs changes no mathematics, so a step that does not fit the
-memory is done again in smaller packs; what was learnt of the memory holds for the rest of the run.
+memory is done again in smaller packs, then with one remedy after the other; what was learnt of the memory
+holds for the rest of the run, and where it is gone on with.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,18 +38,37 @@ class Cut:
         return cls(max((size[0] for size in sizes), default=0), max(map(len, packs.groups), default=1))
 
 
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What saves memory from when it is started on, and changes no mathematics.
+
+    `start` returns whether that is new, and of use here; `name` is what messages and events call it.
+    """
+
+    name: str
+    start: Callable[[], bool]
+
+
 class MemoryRecovery:
     """Holds how large packs are, and does work again in smaller ones where the memory does not suffice.
 
-    `checkpoint` lets activations be computed again from then on, and returns whether that is new: the remedy
-    once a pack is a single row. `events` say what was learnt, as JSON has it.
+    Once a pack is a single row, the `remedies` are started in their order, each when the ones before it were
+    not enough. `events` say what was learnt, as JSON has it.
     """
 
-    def __init__(self, pack_tokens: int, device_kind: str, checkpoint: Callable[[], bool]) -> None:
+    def __init__(self, pack_tokens: int, device_kind: str, remedies: Sequence[Remedy]) -> None:
         self.pack_tokens = pack_tokens
         self.events: list[dict[str, Any]] = []
         self._device_kind = device_kind
-        self._checkpoint = checkpoint
+        self._remedies = remedies
+        self._started: list[str] = []
+
+    def restore(self, pack_tokens: int, events: Sequence[Mapping[str, Any]]) -> None:
+        """Let what an earlier part of the run learnt hold again, as far as it is of use here."""
+        self.pack_tokens = min(self.pack_tokens, pack_tokens)
+        self.events = [dict(event) for event in events]
+        learnt = {event["how"] for event in events}
+        self._started += [one.name for one in self._remedies if one.name in learnt and one.start()]
 
     def attempt(self, work: Callable[[], _T], cut: Callable[[], Cut], *, step: int, what: str) -> _T:
         """Return what `work` returns. Raises `MachineError` once nothing is left to try.
@@ -71,11 +91,13 @@ class MemoryRecovery:
         if cut.pack_rows > 1:
             self.pack_tokens = max(min(cut.pack_tokens, before) // 2, 1)
             how = f"packs of {self.pack_tokens} tokens instead of {min(cut.pack_tokens, before)}"
-        elif self._checkpoint():
-            how = "gradient checkpointing"
+        elif remedy := next((one for one in self._remedies if one.start()), None):
+            how = remedy.name
+            self._started.append(how)
         else:
+            tried = f", even with {' and '.join(self._started)}" if self._started else ""
             raise MachineError(
-                f"out of memory at a single row of {cut.pack_tokens} tokens: {reason}",
+                f"out of memory at a single row of {cut.pack_tokens} tokens{tried}: {reason}",
                 where=f"{what}, step {step}",
                 remedy="Lower data_preprocessing.max_length or method.r, write method.type: qlora, or choose "
                 "a smaller base model. Checkpoints are whole: the same command goes on from the last.",

@@ -38,6 +38,7 @@ from llamafarm.training.record import (
     METRICS_FILE,
     RUN_FILE,
     check_output_dir,
+    refuse_links,
 )
 
 NEVER, AUTO = "never", "auto"
@@ -74,10 +75,11 @@ def find_unfinished(folder: Path, resume: str) -> Unfinished | None:
     """Return the run to go on with: that of the checkpoint which `resume` names, else one in `folder`.
 
     Raises `InputError` for a name that is no checkpoint, `OutputError` where going on from it would cost
-    another run, or the end of its own.
+    another run, or the end of its own, and where a folder of the run in `folder` is a link.
     """
     if resume == NEVER:
         return None
+    refuse_links(folder)
     if resume == AUTO:
         record = _read_run(folder)
         return (

@@ -19,17 +19,18 @@ from llamafarm.hardware.device import peak_memory_bytes
 from llamafarm.hardware.speed import measure_peak_flops
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.forward import PackedForward
-from llamafarm.model.weights import Trained, restore_weights, transformer_of
+from llamafarm.model.weights import Trained, restore_weights
 from llamafarm.planning.duration import RowLengths, training_flops
 from llamafarm.strategy.schema import Strategy
 from llamafarm.training.checkpoint import read_checkpoint, read_state
 from llamafarm.training.journal import Journal
 from llamafarm.training.loop import LoopState, StepRecord, run_loop
-from llamafarm.training.methods import checkpoint_gradients
+from llamafarm.training.methods import start_checkpointing
+from llamafarm.training.offload import Offload
 from llamafarm.training.optimizer import build_optimizer, optimizer_settings
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.record import CHECKPOINTS_FOLDER, FINAL_MODEL_FOLDER
-from llamafarm.training.recovery import Cut, MemoryRecovery, SkippedSteps
+from llamafarm.training.recovery import Cut, MemoryRecovery, Remedy, SkippedSteps
 from llamafarm.training.result import RunResult
 from llamafarm.training.saving import Saver
 from llamafarm.training.signals import StopAsked, StopSignals
@@ -59,9 +60,12 @@ class Session:
         self._precision = precision
         self._device = torch.device(preparation.device.kind)
         self._max_grad_norm = args.max_grad_norm
-        self._memory = MemoryRecovery(
-            preparation.memory.pack_tokens, preparation.device.kind, self._start_checkpointing
+        self._offload = Offload(model, preparation.device.kind)
+        remedies = (
+            Remedy("gradient checkpointing", partial(start_checkpointing, model)),
+            Remedy("activations in main memory", self._offload.start),
         )
+        self._memory = MemoryRecovery(preparation.memory.pack_tokens, preparation.device.kind, remedies)
         self._skipped = SkippedSteps(args.on_nonfinite == "skip", preparation.plan.num_steps)
         self._most_eval_rows = args.per_device_eval_batch_size
         self._optimizer, self._scheduler = build_optimizer(
@@ -104,8 +108,8 @@ class Session:
                 int(step): LossResult(*found) for step, found in state["evaluations"].items()
             }
             self._learning_rate, self._train_loss = state["learning_rate"], state["train_loss"]
-            self._memory.pack_tokens = min(self._memory.pack_tokens, state["pack_tokens"])
-            self._memory.events, self._skipped.steps = state["out_of_memory"], state["skipped_steps"]
+            self._memory.restore(state["pack_tokens"], state["out_of_memory"])
+            self._skipped.steps = state["skipped_steps"]
             self._journal.restore(state["journal"], self._state.step)
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(
@@ -198,14 +202,6 @@ class Session:
             rows, range(len(rows)), self._memory.pack_tokens, self._most_eval_rows, shares_prefixes=True
         )
 
-    def _start_checkpointing(self) -> bool:
-        """Let activations be computed again from now on; return whether they were not before."""
-        transformer = transformer_of(self._model)
-        if transformer.is_gradient_checkpointing or not transformer.supports_gradient_checkpointing:
-            return False
-        checkpoint_gradients(transformer)
-        return True
-
     @property
     def survived(self) -> dict[str, Any]:
         """Return what was learnt of the memory on the way and which steps were skipped, as JSON has it."""
@@ -289,7 +285,8 @@ class Session:
         self._dropout_plan.enter_pack(
             step, pack.row_indices, pack.document_lengths, pack.supervised_positions_S
         )
-        return self._packed.sum_loss(pack)
+        with self._offload.around_forward():
+            return self._packed.sum_loss(pack)
 
     def _flops_of(self, packs: Packs) -> float:
         request = self._preparation.memory.cut.request

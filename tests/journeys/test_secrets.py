@@ -26,9 +26,11 @@ ADDRESSES = {
     "HTTPS_PROXY": "http://someone:CanaryOfTheProxy@127.0.0.1:9",
     "OLLAMA_HOST": "http://CanaryUserOfOllama:CanaryOfOllama@127.0.0.1:9",
 }
-OF_STRATEGY = "CanaryOfTheStrategy"
+# Longer than what a line shows of a value.
+OF_STRATEGY = f"CanaryOfTheStrategy{'x' * 60}"
 SECRETS = [
-    *CANARIES.values(), "CanaryOfTheProxy", "CanaryUserOfOllama", "CanaryOfOllama", OF_STRATEGY, "Canary",
+    *CANARIES.values(), "CanaryOfTheProxy", "CanaryUserOfOllama", "CanaryOfOllama", "CanaryOfTheStrategy",
+    "Canary",
 ]  # fmt: skip
 ROWS = [
     {"instruction": f"what is {number}?", "input": "", "output": f"it is {number}."} for number in range(10)
@@ -116,7 +118,13 @@ def test_no_verb_tells_a_secret(place: Path, speak: Speak, monkeypatch: pytest.M
     run("report", "run", "--json")
     run("plan", *strategy, "--json")
     run("strategies", "list")
+    run("plan", *strategy)
+    run("setup", "strategies.yaml", "--verify-only", "--json")
     run("strategies", "validate", "mine")
+    run("strategies", "show", "mine")
+    run("strategies", "show", "mine", "--json")
+    run("strategies", "show", "mine", "--yaml")
+    run("strategies", "show", "mine", "--set", f"model_app.config.base_url=http://me:{OF_STRATEGY}@h:9")
     run("convert", "run", "out", "--format", "ollama", "--quantization", "f16", "--no-verify")
     run("convert", "run", "out", "--format", "gguf", "--quantization", "f16", "--no-verify", "--overwrite")
     run("doctor")
@@ -134,6 +142,28 @@ def test_no_verb_tells_a_secret(place: Path, speak: Speak, monkeypatch: pytest.M
     assert {"run/run.json", "run/report.html", "run/evaluation.json"} <= set(written)
     assert find_secrets(said) == []
     assert find_secrets(written) == []
+
+
+@pytest.mark.parametrize("address", ["ftp://me:{}@h", "me:{}@h:80/v1", "http//me:{}@h", "http://me:{} x@h"])
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_address_that_is_refused_is_told_without_its_password(
+    place: Path, speak: Speak, address: str, options: tuple[str, ...]
+) -> None:
+    text = (place / "strategies.yaml").read_text()
+    written = address.format(OF_STRATEGY)
+    (place / "strategies.yaml").write_text(text.replace(f"http://me:{OF_STRATEGY}@127.0.0.1:9", written))
+    for verb in ("show", "validate"):
+        spoken = speak(("strategies", verb, "mine", *options))
+        assert spoken.code == 2 and "base_url" in spoken.out + spoken.err
+        assert find_secrets({"out": spoken.out.encode(), "err": spoken.err.encode()}) == []
+
+
+def test_a_strategy_is_shown_with_what_of_an_address_is_nobodys_secret(place: Path, speak: Speak) -> None:
+    spoken = speak(("strategies", "show", "mine", "--yaml"))
+    assert f'base_url: "http://{HIDDEN}@127.0.0.1:9"' in spoken.out
+    assert "write it in" in spoken.err
+    settings = json.loads(speak(("strategies", "show", "mine", "--json")).out)["settings"]
+    assert settings["model_app"]["config"]["base_url"] == f"http://{HIDDEN}@127.0.0.1:9"
 
 
 def test_a_run_that_breaks_down_keeps_no_secret(

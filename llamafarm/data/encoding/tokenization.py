@@ -5,16 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+
+from llamafarm.errors import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Texts to lists of token ids, without any special token that the text does not hold itself.
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise `ModelError` where `tokenizers` panics, as on a pattern that it gives up: no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # nowhere to be imported from
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise ModelError(
+            f"the tokenizer breaks down: {reason[:200]}",
+            where="tokenizer.json",
+            remedy="Look at where the model comes from, and at the patterns in its tokenizer.json.",
+        ) from None
 
 
 class CutText(NamedTuple):

@@ -23,7 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from llamafarm.data.encoding.patterns import GPT2, GPT4O, LLAMA3, QWEN2
-from llamafarm.data.encoding.tokenization import CutIds, CutText, TextEncoder, WholeTexts
+from llamafarm.data.encoding.tokenization import CutIds, CutText, TextEncoder, WholeTexts, panics_as_errors
 
 _BLANK = "▁"
 # Some 60 MB, after which they are forgotten.
@@ -169,7 +169,8 @@ class WordByWord:
         return self._inner.get(word) if ids is None else ids
 
     def _encode_all(self, texts: Sequence[str]) -> list[bytes]:
-        batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with panics_as_errors():
+            batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32).tobytes() for encoding in batch]
 
 
@@ -197,7 +198,8 @@ class _WholeBatch:
         self._backend = backend
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with panics_as_errors():
+            batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
 

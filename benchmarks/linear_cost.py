@@ -69,13 +69,20 @@ def main() -> None:
         folder, num_rows, pack_tokens = options.measure
         measure(Path(folder), int(num_rows), int(pack_tokens))
         return
-    from benchmarks.throughput import make_model, make_rows
+    from benchmarks.throughput_work import make_model, make_rows
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make_model(folder / "model", options.shape)
-        work = argparse.Namespace(rows=16 * options.rows, text=None, system_tokens=0, most_tokens=400)
-        make_rows(folder, work)
+        work = argparse.Namespace(
+            rows=16 * options.rows,
+            text=None,
+            system_tokens=0,
+            most_tokens=400,
+            exact_tokens=None,
+            mean_tokens=None,
+        )
+        make_rows(folder, folder / "model", work)
         (folder / "text.jsonl").rename(folder / "rows.jsonl")
         sizes = [(times * options.rows, 1024) for times in (1, 4, 16)]
         sizes += [(4 * options.rows, pack_tokens) for pack_tokens in (512, 2048, 4096, 8192)]

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from throughput import make_model
+from throughput_work import make_model
 
 from llamafarm import terminal
 from llamafarm.findings.history import Settings

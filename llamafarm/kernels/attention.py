@@ -1,8 +1,8 @@
 """Causal attention within each document of a pack, and never across.
 
-On a processor it is `blocked`, on CUDA `varlen` where torch has that, elsewhere torch's own, document by
-document. Axes: H query heads, K key heads (H is a multiple of K), T tokens of the pack, D head size. The
-plain twin is `reference.attend_with_dense_mask`.
+On a processor it is `blocked`, on CUDA `alike` or `varlen` where torch has that, elsewhere torch's own,
+document by document. The plain twin is `reference.attend_with_dense_mask`. Axes: H query heads, K key heads
+(H is a multiple of K), T tokens of the pack, D head size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from llamafarm.kernels import varlen
+from llamafarm.kernels import alike, varlen
 from llamafarm.kernels.blocked import attend_in_blocks
 from llamafarm.kernels.reference import Scores, attend_by_pairs, visible_pairs
 
@@ -33,6 +33,8 @@ def attend_within_documents(
     lengths = list(document_lengths)
     if _is_processor(query_HTD.device):
         return attend_in_blocks(query_HTD, key_KTD, value_KTD, lengths, scores, has_prefix=has_prefix)
+    if alike.can_attend(query_HTD, key_KTD, lengths, scores, has_prefix=has_prefix):
+        return alike.attend(query_HTD, key_KTD, value_KTD, lengths, scores)
     if varlen.can_attend(query_HTD, key_KTD, scores):
         return varlen.attend(query_HTD, key_KTD, value_KTD, lengths, scores, has_prefix=has_prefix)
     # split, not slices: the gradient of a slice is as long as the whole pack.

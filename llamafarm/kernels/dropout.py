@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import nn
 
 from llamafarm.errors import ModelError
+from llamafarm.kernels.gpu.choice import is_compiled
 
 
 class DropoutPlan:
@@ -62,7 +65,32 @@ class RowMask:
 
         Raises `ModelError` for a layer that sees neither all tokens nor the supervised ones, as experts do.
         """
-        num_tokens, width = hidden_TD.shape[-2:]
+        num_tokens = hidden_TD.shape[-2]
+        mask_TD = self._draw_on_gpu(hidden_TD) if is_compiled(hidden_TD) else self._draw(hidden_TD)
+        if num_tokens != len(mask_TD) and self.supervised_positions_S is not None:
+            mask_TD = mask_TD[self.supervised_positions_S]  # the output layer sees no others
+        if num_tokens != len(mask_TD):
+            raise ModelError(
+                f"{self.layer_name} sees {num_tokens} tokens of a pack that has another number of them",
+                where="method.dropout",
+                remedy="Write dropout: 0, or leave this layer out of target_modules.",
+            )
+        return mask_TD.view(hidden_TD.shape)
+
+    def _draw_on_gpu(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """Return the mask of the whole pack (T, D), by one kernel."""
+        from llamafarm.kernels.gpu.dropout import draw_mask
+
+        keys_T2, places_T = _keys_and_places(
+            self.seed, self.step, self.row_indices, self.document_lengths, hidden_TD.device
+        )
+        return draw_mask(
+            keys_T2, places_T, _key_of(self.layer_name), self.num_kept_of_65536, hidden_TD.shape[-1]
+        )
+
+    def _draw(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """Return the mask of the whole pack (T, D), row by row."""
+        width = hidden_TD.shape[-1]
         num_elements = [length * width for length in self.document_lengths]
         # One draw of 64 bits decides four elements: a draw for each cost 30 % of a step. One comparison for
         # the pack: each is a meeting of threads, which takes milliseconds where others want the cores.
@@ -74,22 +102,30 @@ class RowMask:
         if width % 4:
             rows = torch.split(is_kept, [4 * count for count in num_draws])
             is_kept = torch.cat([row[:count] for row, count in zip(rows, num_elements, strict=True)])
-        mask_TD = is_kept.view(-1, width)
-        if num_tokens != len(mask_TD) and self.supervised_positions_S is not None:
-            mask_TD = mask_TD[self.supervised_positions_S]  # the output layer sees no others
-        if num_tokens != len(mask_TD):
-            raise ModelError(
-                f"{self.layer_name} sees {num_tokens} tokens of a pack that has another number of them",
-                where="method.dropout",
-                remedy="Write dropout: 0, or leave this layer out of target_modules.",
-            )
-        return mask_TD.view(hidden_TD.shape)
+        return is_kept.view(-1, width)
 
     def _generator(self, row_index: int, device: torch.device) -> torch.Generator:
-        # repr keeps the parts apart; a hash spreads them over the seeds of the generator.
-        parts = repr((self.seed, self.step, row_index, self.layer_name)).encode()
-        seed = int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "little") >> 1
+        seed = _key_of(self.seed, self.step, row_index, self.layer_name)
         return torch.Generator(device=device).manual_seed(seed)
+
+
+def _key_of(*parts: int | str) -> int:
+    """Return a key of 63 bits."""
+    # repr keeps the parts apart; a hash spreads them over the keys.
+    written = repr(parts if len(parts) > 1 else parts[0]).encode()
+    return int.from_bytes(hashlib.blake2b(written, digest_size=8).digest(), "little") >> 1
+
+
+# All layers of a pack ask, forward and backward: what was brought to the device for the first serves all.
+@lru_cache(maxsize=4)
+def _keys_and_places(
+    seed: int, step: int, row_indices: tuple[int, ...], lengths: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the key of each token's row (T, 2) and the token's place in it (T,), as int32."""
+    keys_N = np.array([_key_of(seed, step, index) for index in row_indices], dtype=np.int64)
+    keys_T2 = torch.from_numpy(np.repeat(keys_N, lengths).view(np.int32).reshape(-1, 2))
+    places_T = torch.from_numpy(np.concatenate([np.arange(one, dtype=np.int32) for one in lengths]))
+    return keys_T2.to(device), places_T.to(device)
 
 
 class RowDropout(nn.Module):

@@ -88,19 +88,23 @@ class _Project(torch.autograd.Function):
         shared_TR = _through_shared(hidden_TI, projections, downs)
         taken, place = 0, 0
         for one in projections:
-            output_TO = functional.linear(hidden_TI, one.dense_weight(), one.bias_O)
-            if one.rank:
-                if one.mask is not None:
-                    dropped_TI = hidden_TI * one.mask.draw(hidden_TI)
-                    inner_Tr = functional.linear(dropped_TI, downs[place])
-                else:
-                    inner_Tr = shared_TR[:, taken : taken + one.rank]
-                    taken += one.rank
-                up_Or = _scaled(factors[2 * place + 1], one, hidden_TI.dtype)
-                output_TO.addmm_(inner_Tr, up_Or.t())
-                inner.append(inner_Tr)
-                place += 1
-            outputs.append(output_TO)
+            if not one.rank:
+                outputs.append(functional.linear(hidden_TI, one.dense_weight(), one.bias_O))
+                continue
+            if one.mask is not None:
+                dropped_TI = hidden_TI * one.mask.draw(hidden_TI)
+                inner_Tr = functional.linear(dropped_TI, downs[place])
+            else:
+                inner_Tr = shared_TR[:, taken : taken + one.rank]
+                taken += one.rank
+            # The small product first: adding the large one to it is part of that product, and the other way
+            # round it is a pass over memory.
+            output_TO = functional.linear(
+                inner_Tr, _scaled(factors[2 * place + 1], one, hidden_TI.dtype), one.bias_O
+            )
+            outputs.append(output_TO.addmm_(hidden_TI, one.dense_weight().t()))
+            inner.append(inner_Tr)
+            place += 1
         ctx.projections = projections
         ctx.save_for_backward(hidden_TI if inner else None, *factors, *inner)
         ctx.num_factors = len(factors)
@@ -116,8 +120,6 @@ class _Project(torch.autograd.Function):
         shared: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         place = 0
         for one, gradient_TO in zip(ctx.projections, gradients, strict=True):
-            if needs_input:
-                d_hidden_TI = _add_product(d_hidden_TI, gradient_TO, one.dense_weight())
             if not one.rank:
                 continue
             down_rI, up_Or = factors[2 * place], factors[2 * place + 1]
@@ -129,8 +131,9 @@ class _Project(torch.autograd.Function):
             else:
                 mask_TI = one.mask.draw(hidden_TI)
                 d_factors[2 * place] = (d_inner_Tr.t() @ (hidden_TI * mask_TI)).to(down_rI.dtype)
-                if d_hidden_TI is not None:
-                    d_hidden_TI += (d_inner_Tr @ down_rI.to(d_inner_Tr.dtype)).mul_(mask_TI)
+                if needs_input:
+                    dropped_TI = (d_inner_Tr @ down_rI.to(d_inner_Tr.dtype)).mul_(mask_TI)
+                    d_hidden_TI = dropped_TI if d_hidden_TI is None else d_hidden_TI.add_(dropped_TI)
             place += 1
         if shared:
             d_inner_TR = torch.cat([d_inner_Tr for _, d_inner_Tr, _ in shared], dim=1)
@@ -140,9 +143,12 @@ class _Project(torch.autograd.Function):
                 rank = d_inner_Tr.shape[1]
                 d_factors[2 * place] = d_downs_RI[first : first + rank].to(down_rI.dtype)
                 first += rank
-            if d_hidden_TI is not None:
+            if needs_input:
                 downs_RI = torch.cat([down_rI for _, _, down_rI in shared]).to(d_inner_TR.dtype)
-                d_hidden_TI.addmm_(d_inner_TR, downs_RI)
+                d_hidden_TI = _add_product(d_hidden_TI, d_inner_TR, downs_RI)
+        if needs_input:  # the large products last, as in the forward pass
+            for one, gradient_TO in zip(ctx.projections, gradients, strict=True):
+                d_hidden_TI = _add_product(d_hidden_TI, gradient_TO, one.dense_weight())
         return d_hidden_TI, None, *d_factors
 
 

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from llamafarm.kernels.gpu.choice import is_compiled
+
 # Positions whose logits exist at once. Fewer read the head's weights more often from memory, more fall out
 # of the caches between the passes over them.
 CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
 # What the gradient is multiplied with while it is in fp16, whose smallest numbers are as large as most
 # chances in a vocabulary; bf16 reaches as low as fp32.
 _FP16_FACTOR = 1024.0
-# Below this chance a 16-bit softmax is not trusted for the loss of its token.
-_LEAST_CHANCE = 1e-30
+# Above this loss, a chance of 1e-30, a softmax in 16 bits is not trusted for it.
+_MOST_LOSS = 69.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +91,20 @@ class _HeadLoss(torch.autograd.Function):
         # One buffer for all chunks: memory that is asked for anew costs more than a pass over it.
         logits_CV = hidden_SD.new_empty(size, len(head.weight_VD))
         d_hidden_SD = torch.empty_like(hidden_SD)
-        chances_S = torch.empty_like(targets_S, dtype=torch.float32)
+        losses_S = torch.empty_like(targets_S, dtype=torch.float32)
+        is_in_one_pass = is_compiled(hidden_SD)
         for start in range(0, len(hidden_SD), size):
             chunk = slice(start, start + size)
-            chances_CV = logits_CV[: len(targets_S[chunk])]
-            head.write_logits(hidden_SD[chunk], chances_CV)
-            chances_S[chunk] = _to_gradient(chances_CV, targets_S[chunk], head)
-            torch.mm(chances_CV, head.weight_VD, out=d_hidden_SD[chunk])
+            there_CV = logits_CV[: len(targets_S[chunk])]
+            to_gradient = _to_gradient_in_one_pass if is_in_one_pass else _to_gradient
+            losses_S[chunk] = to_gradient(hidden_SD[chunk], there_CV, targets_S[chunk], head)
+            torch.mm(there_CV, head.weight_VD, out=d_hidden_SD[chunk])
         ctx.save_for_backward(d_hidden_SD)
-        ctx.factor = _FP16_FACTOR if hidden_SD.dtype == torch.float16 else 1.0
-        if bool((chances_S < _LEAST_CHANCE).any()):  # too small to tell how small: seen in runs that diverge
+        ctx.factor = _factor_of(hidden_SD)
+        if not is_in_one_pass and bool((losses_S > _MOST_LOSS).any()):
+            # A chance too small to tell how small: seen in runs that diverge.
             return head_losses(hidden_SD, head, targets_S).sum()
-        return -chances_S.log_().sum()
+        return losses_S.sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -108,12 +112,29 @@ class _HeadLoss(torch.autograd.Function):
         return d_hidden_SD * (gradients[0] / ctx.factor).to(d_hidden_SD.dtype), None, None
 
 
-def _to_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor, head: Head) -> torch.Tensor:
-    """Turn logits into the gradient to the product with the head, in place; return the targets' chances.
+def _factor_of(hidden_SD: torch.Tensor) -> float:
+    return _FP16_FACTOR if hidden_SD.dtype == torch.float16 else 1.0
+
+
+def _to_gradient_in_one_pass(
+    hidden_CD: torch.Tensor, logits_CV: torch.Tensor, targets_C: torch.Tensor, head: Head
+) -> torch.Tensor:
+    """Do what `_to_gradient` does by one kernel on a GPU; the loss is that of the logits, in fp32."""
+    from llamafarm.kernels.gpu.loss import loss_and_gradient
+
+    torch.mm(hidden_CD, head.weight_VD.t(), out=logits_CV)
+    return loss_and_gradient(logits_CV, targets_C, head.scale, head.softcap, _factor_of(hidden_CD))
+
+
+def _to_gradient(
+    hidden_CD: torch.Tensor, logits_CV: torch.Tensor, targets_C: torch.Tensor, head: Head
+) -> torch.Tensor:
+    """Fill `logits_CV` with the gradient to the product with the head; return the targets' losses (C,).
 
     The softmax is taken in fp32 inside. In 16 bits a chance is as exact as the logits that it comes from. The
     gradient in fp16 is `_FP16_FACTOR` times itself.
     """
+    head.write_logits(hidden_CD, logits_CV)
     chosen_C1 = targets_C[:, None]
     slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap).square_()
     if logits_CV.dtype == torch.float16:
@@ -128,4 +149,4 @@ def _to_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor, head: Head) -
         chances_CV *= slope_CV
     if head.scale != 1.0:
         chances_CV *= head.scale
-    return chances_C1[:, 0].float()
+    return chances_C1[:, 0].float().log_().neg_()

@@ -1,14 +1,13 @@
 """Attention of all documents of a pack at once, on CUDA: torch's FlashAttention by cumulative lengths.
 
-torch says for which shapes it has a kernel only by failing, so `can_attend` tries it once for each kind of
-shape, forward and gradient, against the plain twin. The rest is `attention`'s, document by document.
-Axes: H query heads, K key heads, T tokens of the pack, C keys of all documents, E head size.
+`can_attend` tries it once for each kind of heads against the plain twin. The rest is `attention`'s, document
+by document. Axes: H query heads, K key heads, T tokens of the pack, C keys of all documents, E head size.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -16,11 +15,10 @@ from typing import Any
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from llamafarm.kernels.reference import Scores, attend_with_dense_mask
+from llamafarm.kernels.reference import Scores
+from llamafarm.kernels.trial import Heads, is_as_the_twin
 
-_PROBE_LENGTHS = (24, 9, 40)
-# Of the largest element; a bf16 has 8 bits.
-_PROBE_TOLERANCE = 0.03
+_TRIAL_LENGTHS = (24, 9, 40)
 
 
 def can_attend(query_HTE: torch.Tensor, key_KTE: torch.Tensor, scores: Scores) -> bool:
@@ -28,9 +26,8 @@ def can_attend(query_HTE: torch.Tensor, key_KTE: torch.Tensor, scores: Scores) -
     is_of_kind = query_HTE.device.type == "cuda" and query_HTE.dtype in (torch.bfloat16, torch.float16)
     if not is_of_kind or scores.softcap is not None:
         return False
-    return _is_as_the_twin(
-        query_HTE.device, query_HTE.dtype, len(query_HTE), len(key_KTE), query_HTE.shape[2], scores
-    )
+    heads = Heads(query_HTE.device, query_HTE.dtype, len(query_HTE), len(key_KTE), query_HTE.shape[2])
+    return _is_right_for(heads, scores)
 
 
 def attend(
@@ -73,6 +70,10 @@ def attend(
     return attended_THE.transpose(0, 1)
 
 
+def _is_right_for(heads: Heads, scores: Scores) -> bool:
+    return _knows("window_size") and is_as_the_twin(attend, heads, _TRIAL_LENGTHS, scores, (False, True))
+
+
 def _knows(parameter: str) -> bool:
     """Return whether this version's `varlen_attn` has a parameter."""
     return parameter in inspect.signature(varlen_attn).parameters
@@ -98,45 +99,3 @@ def _rows_behind_prefix(lengths: tuple[int, ...], device: torch.device) -> torch
         rows += [*range(first), *range(begin, begin + length)]
         begin += length
     return torch.tensor(rows, device=device)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-@torch.enable_grad()
-def _is_as_the_twin(
-    device: torch.device, dtype: torch.dtype, num_heads: int, num_key_heads: int, size: int, scores: Scores
-) -> bool:
-    """Return whether `attend` gives what the plain twin does in fp32, gradients included."""
-    if not _knows("window_size"):
-        return False
-    # A generator of its own: a run's dropout must not depend on whether something was tried.
-    random = torch.Generator().manual_seed(0)
-    num_tokens = sum(_PROBE_LENGTHS)
-    drawn = [
-        torch.randn(num, num_tokens, size, generator=random).to(device, dtype)
-        for num in (num_heads, num_key_heads, num_key_heads, num_heads)
-    ]
-
-    def output_and_gradients(
-        attends: Callable[..., torch.Tensor], dtype: torch.dtype, has_prefix: bool
-    ) -> list[torch.Tensor]:
-        *leaves, gradient = (one.to(dtype, copy=True) for one in drawn)
-        output = attends(
-            *(leaf.requires_grad_() for leaf in leaves), _PROBE_LENGTHS, scores, has_prefix=has_prefix
-        )
-        return [output, *torch.autograd.grad(output, leaves, gradient)]
-
-    with torch.autocast(device.type, enabled=False):
-        for has_prefix in (False, True):
-            try:
-                found = output_and_gradients(attend, dtype, has_prefix)
-            except (RuntimeError, ValueError, NotImplementedError):
-                return False  # no kernel for these shapes or this device
-            expected = output_and_gradients(attend_with_dense_mask, torch.float32, has_prefix)
-            if not all(_is_close(fast, plain) for fast, plain in zip(found, expected, strict=True)):
-                return False
-    return True
-
-
-def _is_close(fast: torch.Tensor, plain: torch.Tensor) -> bool:
-    return bool((fast.float() - plain).abs().max() <= _PROBE_TOLERANCE * plain.abs().max())

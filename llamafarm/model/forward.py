@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -48,12 +48,14 @@ def supervised_logits(model: torch.nn.Module, pack: Pack, **options: Any) -> tor
 class PackedForward:
     """How a model's loss on a pack is computed: what `packed_forward` found out about it.
 
-    `head` is the output layer where the kernels know it, `num_fused` counts the modules that they compute.
+    `head` is the output layer where the kernels know it, `num_fused` counts the modules that they compute;
+    where that is none, `why_plain` says why.
     """
 
     model: PreTrainedModel
     head: Head | None
     num_fused: int
+    why_plain: str = ""
 
     def sum_loss(self, pack: Pack) -> torch.Tensor:
         """Return the summed loss of the pack's supervised tokens in nats, in fp32."""
@@ -85,14 +87,20 @@ def packed_forward(model: PreTrainedModel, *, fuses: bool = True) -> Iterator[Pa
     try:
         attentions: dict[torch.nn.Module, Scores] = {}
         plain_SV = _check_packs(model, alone_SV, attentions)
+        rounding = _Rounding.between(plain_SV, alone_SV)
         with ExitStack() as fusing:
             num_fused = fusing.enter_context(fused_blocks(model, attentions)) if fuses else 0
-            if num_fused and not _is_fused_alike(model, plain_SV):
-                fusing.close()
-                num_fused = 0
-            head = _find_head(model, plain_SV) if fuses else None
+            why_plain = "" if num_fused else "it has no frozen block that the kernels know"
+            if num_fused:
+                with torch.no_grad():
+                    fused_SV = supervised_logits(model, _probe_pack(model, 0))
+                if not rounding.explains(fused_SV, plain_SV):
+                    fusing.close()
+                    num_fused = 0
+                    why_plain = f"the kernels' logits are off by {_distance(fused_SV, plain_SV):.2g}"
+            head = _find_head(model, plain_SV, rounding) if fuses else None
             model.train(was_training)
-            yield PackedForward(model, head, num_fused)
+            yield PackedForward(model, head, num_fused, why_plain)
     finally:
         model.set_attn_implementation(before)
 
@@ -112,18 +120,12 @@ def _check_packs(
             other_SV = supervised_logits(model, _probe_pack(model, 1))
     except (NotImplementedError, TypeError, ValueError) as error:
         raise _not_packable(model, str(error).partition("\n")[0]) from error
-    if not _is_close(one_SV, other_SV, 1e-4):
+    # Written so that what is not a number does not pass.
+    if not _distance(one_SV, other_SV) <= 1e-4:
         raise _not_packable(model, "a document would change the next one")
-    if not _is_close(one_SV, alone_SV, _rounding(alone_SV)):
+    if not _distance(one_SV, alone_SV) <= _Rounding.MOST[alone_SV.dtype]:
         raise _not_packable(model, "a document in a pack is not what it is alone")
     return one_SV
-
-
-def _is_fused_alike(model: PreTrainedModel, plain_SV: torch.Tensor) -> bool:
-    """Return whether the kernels give what the modules gave that they stand for."""
-    with torch.no_grad():
-        fused_SV = supervised_logits(model, _probe_pack(model, 0))
-    return _is_close(fused_SV, plain_SV, _rounding(plain_SV))
 
 
 def _supervised_hidden(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
@@ -139,7 +141,7 @@ def _supervised_hidden(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
     return hidden_SD
 
 
-def _find_head(model: PreTrainedModel, plain_SV: torch.Tensor) -> Head | None:
+def _find_head(model: PreTrainedModel, plain_SV: torch.Tensor, rounding: _Rounding) -> Head | None:
     """Return the output layer if it is frozen, linear and what the model's logits come from; None if not."""
     layer = model.get_output_embeddings()
     projection = projection_of(layer) if layer is not None else None
@@ -157,17 +159,36 @@ def _find_head(model: PreTrainedModel, plain_SV: torch.Tensor) -> Head | None:
     with torch.no_grad():
         logits_SV = torch.empty_like(plain_SV)
         head.write_logits(_supervised_hidden(model, pack), logits_SV)
-    return head if _is_close(logits_SV, plain_SV, _rounding(plain_SV)) else None
+    return head if rounding.explains(logits_SV, plain_SV) else None
 
 
-def _is_close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    """Return whether tensors are alike, by the spread of the second."""
-    return float((one.float() - other.float()).abs().max()) <= tolerance * float(other.float().std())
+@dataclass(frozen=True, slots=True)
+class _Rounding:
+    """How far two ways to the same logits are apart, where other shapes mean other rounding."""
+
+    # What two right ways are never apart: above it, one of them is wrong.
+    MOST: ClassVar = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+    # What is rounding even where two ways happen to agree.
+    LEAST: ClassVar = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
+
+    distance: float
+
+    @staticmethod
+    def between(one_SV: torch.Tensor, other_SV: torch.Tensor) -> _Rounding:
+        """Return the rounding that two right ways differ by: it grows with the depth of a model."""
+        return _Rounding(_distance(one_SV, other_SV))
+
+    def explains(self, one_SV: torch.Tensor, other_SV: torch.Tensor) -> bool:
+        """Return whether a third way is no farther off than rounding puts it."""
+        dtype = other_SV.dtype
+        most = min(max(2 * self.distance, self.LEAST[dtype]), self.MOST[dtype])
+        return _distance(one_SV, other_SV) <= most
 
 
-def _rounding(logits_SV: torch.Tensor) -> float:
-    """Return how far two ways to the same logits may be apart: other shapes mean other rounding."""
-    return 1e-3 if logits_SV.dtype == torch.float32 else 0.2
+def _distance(one_SV: torch.Tensor, other_SV: torch.Tensor) -> float:
+    """Return how far tensors are apart in the mean (a root of squares), by the spread of the second."""
+    wide_SV = other_SV.float()
+    return float((one_SV.float() - wide_SV).square_().mean().sqrt() / wide_SV.std())
 
 
 _PROBE_SPLIT, _PROBE_LENGTH = 5, 12

@@ -17,6 +17,7 @@ from llamafarm import terminal
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.errors import InputError, OutputError
 from llamafarm.hardware.process import return_freed_memory
+from llamafarm.kernels.gpu.choice import why_not_compiled
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import PackedForward, packed_forward
 from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
@@ -103,7 +104,7 @@ def train_prepared(
     with ExitStack() as held:
         signals = held.enter_context(StopSignals())
         with packed_forward(transformer_of(model), fuses=precision.is_native) as packed:
-            preparation.choices.append(_describe_kernels(packed, precision))
+            preparation.choices.append(_describe_kernels(packed, precision, preparation.device.kind))
             show_preparation(preparation)
             make_output_dir(folder)
             held.enter_context(RunLock(folder))
@@ -218,14 +219,17 @@ def precision_of(preparation: Preparation, model: Trained) -> Precision:
     return Precision(partial(torch.autocast, kind, dtype), scaler)
 
 
-def _describe_kernels(packed: PackedForward, precision: Precision) -> Choice:
+def _describe_kernels(packed: PackedForward, precision: Precision, kind: str) -> Choice:
     """Return what of the model is computed by hand, and why not more."""
     if not precision.is_native:
         return Choice("kernels", "transformers' own", "autocast casts in every layer of this run")
     if not packed.num_fused:
-        return Choice("kernels", "transformers' own", "it has no frozen block that the kernels know")
+        return Choice("kernels", "transformers' own", packed.why_plain)
     head = "in chunks" if packed.head is not None else "over all logits"
-    return Choice("kernels", f"{packed.num_fused} modules, the loss {head}", "held equal to the model's own")
+    why = "held equal to the model's own"
+    if kind == "cuda" and (reason := why_not_compiled(kind)):
+        why += f"; slower than they could be: {reason}"
+    return Choice("kernels", f"{packed.num_fused} modules, the loss {head}", why)
 
 
 def _write_final_model(preparation: Preparation, loaded: LoadedStrategy, model: Trained) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from llamafarm.kernels import varlen
 from llamafarm.kernels.attention import attend_within_documents
 from llamafarm.kernels.reference import Scores, attend_with_dense_mask
+from llamafarm.kernels.trial import Heads, is_as_the_twin
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
 
@@ -71,7 +72,7 @@ def gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> tuple[torch.T
 @pytest.fixture(autouse=True)
 def forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was tried with a stand-in is not remembered."""
-    varlen._is_as_the_twin.cache_clear()
+    is_as_the_twin.cache_clear()
     monkeypatch.setattr(varlen, "varlen_attn", as_documented)
 
 
@@ -116,7 +117,7 @@ def test_keys_are_repeated_where_torch_does_not_share_them(monkeypatch: pytest.M
 
 
 def probe(scores: Scores = Scores(0.3)) -> bool:  # noqa: B008
-    return varlen._is_as_the_twin(torch.device("cpu"), torch.bfloat16, 4, 2, 16, scores)
+    return varlen._is_right_for(Heads(torch.device("cpu"), torch.bfloat16, 4, 2, 16), scores)
 
 
 def test_a_kernel_is_taken_if_it_does_what_the_twin_does() -> None:

@@ -1,0 +1,26 @@
+"""Where the compiled kernels are tried: on a GPU, else by Triton's interpreter on the processor."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available() and "llamafarm.kernels.gpu.elementwise" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"  # looked at when a kernel is defined
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Let every kernel of `elementwise`, `loss` and `dropout` be the compiled one; return the device."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        from llamafarm.kernels.gpu.choice import why_not_compiled
+
+        assert why_not_compiled("cuda") is None
+        return torch.device("cuda")
+    for name in ("elementwise", "loss", "dropout"):
+        monkeypatch.setattr(f"llamafarm.kernels.{name}.is_compiled", lambda _: True)
+    return torch.device("cpu")

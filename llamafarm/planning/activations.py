@@ -6,7 +6,7 @@ The inventory was taken with `torch.autograd.graph.saved_tensors_hooks` on Llama
 
 from __future__ import annotations
 
-from llamafarm.planning.request import MemoryRequest, PackSize
+from llamafarm.planning.request import QLORA, MemoryRequest, PackSize
 
 _FP32_BYTES, _MASK_BYTES = 4, 1
 # The log-softmax, its gradient and the loss's gradient to it: three tensors (S, V) in fp32 at once.
@@ -80,7 +80,15 @@ def block_backward_bytes(request: MemoryRequest, pack: PackSize) -> int:
     shape = request.shape
     gradients = 2 * shape.intermediate_size * request.compute_bytes + 2 * shape.hidden_size * _FP32_BYTES
     recomputed = saved_by_block_bytes(request, pack) if request.gradient_checkpointing else 0
-    return pack.num_tokens * gradients + recomputed
+    return pack.num_tokens * gradients + recomputed + _dense_weight_bytes(request)
+
+
+def _dense_weight_bytes(request: MemoryRequest) -> int:
+    """Return what the largest weight in 4 bits takes while it is multiplied with."""
+    if request.method != QLORA:
+        return 0
+    layers = request.shape.linear_layers
+    return max(layer.in_features * layer.out_features for layer in layers) * request.compute_bytes
 
 
 def loss_bytes(request: MemoryRequest, pack: PackSize) -> int:

@@ -85,8 +85,9 @@ class MemoryRequest:
 
     @property
     def is_fused(self) -> bool:
-        """Return whether the kernels compute the blocks: adapters on weights in the numbers of the run."""
-        return self.method == LORA and not self.uses_dora and self.weight_bytes == self.compute_bytes
+        """Return whether the kernels compute the blocks: adapters on weights in the run's numbers or 4 bits."""
+        is_known = self.method == QLORA or (self.method == LORA and self.weight_bytes == self.compute_bytes)
+        return is_known and not self.uses_dora
 
     @property
     def has_known_head(self) -> bool:

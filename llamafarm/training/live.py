@@ -53,6 +53,8 @@ class LiveView:
         self._lock = RLock()
         self._lines: tuple[tuple[int, int], float, Sequence[Line]] | None = None
         self._is_over = False
+        # Tokens and seconds of the steps since the last line.
+        self._unsaid = 0, 0.0
 
     def __enter__(self) -> Self:
         self._started = self._next_drawing = self._last_line = _now()
@@ -77,10 +79,12 @@ class LiveView:
             self._shown.train_curve.add(figures.step, figures.train_loss)
             self._shown.trend = self._trend.add(figures.train_loss)
             self._pace.add(now, figures.step)
+        num_tokens, seconds = self._unsaid
+        self._unsaid = num_tokens + figures.num_tokens, seconds + figures.seconds
         if self._area is None:
             if self._is_shown and self._is_line_due(now, figures):
-                self._last_line = now
-                terminal.say(_line_of(figures, self._pace.seconds_left(now, figures.num_steps)))
+                terminal.say(self._line_of(now, figures))
+                self._last_line, self._unsaid = now, (0, 0.0)
         else:
             self._redraw_if_due(now)
 
@@ -132,14 +136,15 @@ class LiveView:
         pause = max(_SECONDS_A_LINE, (now - self._started + left) / _NUM_LINES_BY_TIME)
         return tenth != tenth_before or now - self._last_line >= pause
 
-
-def _line_of(figures: StepFigures, seconds_left: float | None) -> str:
-    left = f"  {show_seconds(seconds_left)} left" if seconds_left is not None else ""
-    return (
-        f"step {figures.step}/{figures.num_steps}  epoch {figures.epoch:.2f}  "
-        f"loss {show_loss(figures.train_loss)}  lr {figures.learning_rate:.1e}  "
-        f"grad_norm {show_loss(figures.grad_norm, 2)}  {figures.tokens_per_second:,.0f} tokens/s{left}"
-    )
+    def _line_of(self, now: float, figures: StepFigures) -> str:
+        seconds_left = self._pace.seconds_left(now, figures.num_steps)
+        left = f"  {show_seconds(seconds_left)} left" if seconds_left is not None else ""
+        num_tokens, seconds = self._unsaid
+        return (
+            f"step {figures.step}/{figures.num_steps}  epoch {figures.epoch:.2f}  "
+            f"loss {show_loss(figures.train_loss)}  lr {figures.learning_rate:.1e}  "
+            f"grad_norm {show_loss(figures.grad_norm, 2)}  {num_tokens / seconds:,.0f} tokens/s{left}"
+        )
 
 
 class _Pace:

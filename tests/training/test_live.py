@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -34,7 +35,8 @@ def figures(step: int, num_steps: int = 100, loss: float = 1.2345, gpu: float | 
         train_loss=loss,
         learning_rate=2e-4,
         grad_norm=0.912,
-        tokens_per_second=5210.4,
+        num_tokens=52_104,
+        seconds=10.0,
         part_of_peak=0.42,
         memory_bytes=5 * GIB,
         memory_limit_bytes=24 * GIB,
@@ -256,6 +258,17 @@ def test_a_log_file_gets_a_line_every_tenth(capsys: pytest.CaptureFixture[str], 
         "step 120/1200  epoch 0.30  loss 1.2345  lr 2.0e-04  grad_norm 0.91  5,210 tokens/s  1:48 left"
     )
     assert [line.split()[1] for line in lines] == [f"{step}/1200" for step in range(120, 1201, 120)]
+
+
+def test_a_line_has_the_speed_of_all_steps_since_the_one_before(
+    capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    with LiveView("medical", 100) as view:
+        for step in range(1, 21):
+            clock.seconds += 1
+            few = replace(figures(step, 100), num_tokens=10 if step % 10 == 0 else 1000, seconds=1.0)
+            view.on_step(few)
+    assert ["901 tokens/s" in line for line in lines_of(capsys)] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,17 @@ class StepFigures:
     train_loss: float
     learning_rate: float
     grad_norm: float
-    tokens_per_second: float
+    num_tokens: int
+    seconds: float
     part_of_peak: float | None
     memory_bytes: int
     memory_limit_bytes: int | None
     gpu_utilization: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Return the speed of this step alone: one with few rows is slow where each step costs the same."""
+        return self.num_tokens / self.seconds
 
 
 @dataclass(slots=True)

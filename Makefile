@@ -36,6 +36,7 @@ test-extras: setup
 	$(UV) run --extra qlora --extra datasets --extra wandb --extra mlflow --extra trackio pytest \
 		tests/model/test_quantized.py tests/training/test_qlora.py tests/data/reading/test_hub_datasets.py \
 		tests/training/trackers
+	TRITON_INTERPRET=1 $(UV) run --group triton pytest tests/kernels/gpu
 
 lint: setup
 	$(RUN) ruff check .

@@ -85,7 +85,7 @@ class MemoryRequest:
 
     @property
     def is_fused(self) -> bool:
-        """Return whether the kernels compute the blocks: adapters on weights in the run's numbers or 4 bits."""
+        """Return whether the kernels compute the blocks: adapters on weights as the run computes."""
         is_known = self.method == QLORA or (self.method == LORA and self.weight_bytes == self.compute_bytes)
         return is_known and not self.uses_dora
 

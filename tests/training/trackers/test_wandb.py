@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,17 @@ def read_run(file: Path) -> list[Any]:
     return records
 
 
+def read_ended_run(file: Path) -> list[Any]:
+    """Return the records of a run once its end is among them: a process of wandb's own writes them."""
+    deadline = time.monotonic() + 20
+    while True:
+        records = read_run(file)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline, "the run's end was never written"
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("succeeded", "exit_code"), [(True, 0), (False, 1)])
 def test_without_a_key_a_run_stays_here_and_is_whole(
     tracked: TrackedRun,
@@ -62,7 +74,7 @@ def test_without_a_key_a_run_stays_here_and_is_whole(
     assert tuple(capfd.readouterr()) == ("", "")
     (file,) = (tracked.folder / "wandb").glob("offline-run-*/run-*.wandb")
     assert not (Path.cwd() / "wandb").exists()
-    records = read_run(file)
+    records = read_ended_run(file)
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (run.project, run.display_name) == ("medical", "asthma-run")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}

@@ -18,7 +18,7 @@ from llamafarm.data.encoding.pack import Pack, pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.errors import ModelError
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
-from llamafarm.model.forward import packed_forward, supervised_logits
+from llamafarm.model.forward import _Rounding, packed_forward, supervised_logits
 
 SIZES = {
     "vocab_size": 64,
@@ -237,7 +237,26 @@ def test_a_block_that_only_looks_like_a_known_one_keeps_its_own_forward() -> Non
     )
     with packed_forward(model) as packed:
         assert packed.num_fused == 0 and packed.head is not None
+        assert packed.why_plain.startswith("the kernels' logits are off by ")
         torch.testing.assert_close(packed.sum_loss(pack), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_are_judged_by_the_rounding_of_the_model_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(7, 10_000, generator=generator)
+
+    def off_by(distance: float, dtype: torch.dtype) -> torch.Tensor:
+        return (exact + distance * torch.randn(exact.shape, generator=generator)).to(dtype)
+
+    # As in 32 layers of bf16 on a GPU, where the largest of a million differences is five times the mean one.
+    deep = _Rounding.between(off_by(0.04, torch.bfloat16), exact.bfloat16())
+    assert deep.explains(off_by(0.05, torch.bfloat16), exact.bfloat16())
+    assert not deep.explains(off_by(0.11, torch.bfloat16), exact.bfloat16())
+    # What two layers in fp32 differ by is far less, and so is what their kernels may.
+    shallow = _Rounding.between(off_by(1e-6, torch.float32), exact)
+    assert shallow.explains(off_by(5e-5, torch.float32), exact)
+    assert not shallow.explains(off_by(5e-4, torch.float32), exact)
+    assert not shallow.explains(exact * torch.nan, exact)
 
 
 def test_attention_is_restored_after_an_error(fresh_model: Callable[[], PreTrainedModel]) -> None:

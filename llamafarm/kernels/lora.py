@@ -77,94 +77,107 @@ def project(hidden_TI: torch.Tensor, projections: Sequence[Projection]) -> tuple
 
 
 class _Project(torch.autograd.Function):
-    """All of `project`; the adapters' weights come beside their layers, so that autograd knows them."""
+    """All of `project`; the adapters' weights come beside their layers, so that autograd knows them.
+
+    An adapter's factor goes into its first half, where it is one pass over all adapters of a group. Tensors
+    of ranks are small; on a GPU it is their number that costs, so they are made once, for both passes.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_TI: torch.Tensor, projections: tuple[Projection, ...], *factors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        downs = [factor.to(hidden_TI.dtype) for factor in factors[::2]]
-        outputs, inner = [], []
-        shared_TR = _through_shared(hidden_TI, projections, downs)
-        taken, place = 0, 0
+        adapted = [one for one in projections if one.rank]
+        ctx.groups = _groups_of(adapted)
+        ups = [up_Or.to(hidden_TI.dtype) for up_Or in factors[1::2]]
+        downs, inner = [], [hidden_TI] * len(adapted)
+        for group in ctx.groups:
+            downs.append(_narrow([factors[2 * place] for place in group.places], group, hidden_TI.dtype))
+            seen_TI = hidden_TI if group.mask is None else hidden_TI * group.mask.draw(hidden_TI)
+            inner_TR = functional.linear(seen_TI, downs[-1])
+            for place, inner_Tr in zip(group.places, torch.split(inner_TR, group.ranks, dim=1), strict=True):
+                inner[place] = inner_Tr
+        of_adapted = iter(zip(inner, ups, strict=True))
+        outputs = []
         for one in projections:
             if not one.rank:
                 outputs.append(functional.linear(hidden_TI, one.dense_weight(), one.bias_O))
                 continue
-            if one.mask is not None:
-                dropped_TI = hidden_TI * one.mask.draw(hidden_TI)
-                inner_Tr = functional.linear(dropped_TI, downs[place])
-            else:
-                inner_Tr = shared_TR[:, taken : taken + one.rank]
-                taken += one.rank
             # The small product first: adding the large one to it is part of that product, and the other way
             # round it is a pass over memory.
-            output_TO = functional.linear(
-                inner_Tr, _scaled(factors[2 * place + 1], one, hidden_TI.dtype), one.bias_O
-            )
+            output_TO = functional.linear(*next(of_adapted), one.bias_O)
             outputs.append(output_TO.addmm_(hidden_TI, one.dense_weight().t()))
-            inner.append(inner_Tr)
-            place += 1
         ctx.projections = projections
-        ctx.save_for_backward(hidden_TI if inner else None, *factors, *inner)
-        ctx.num_factors = len(factors)
+        ctx.save_for_backward(hidden_TI if adapted else None, *downs, *ups, *inner)
+        ctx.numbers = [factor.dtype for factor in factors]
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_TI, *saved = ctx.saved_tensors
-        factors, inner = saved[: ctx.num_factors], saved[ctx.num_factors :]
-        needs_input = ctx.needs_input_grad[0]
+        num_groups, num_adapted = len(ctx.groups), len(ctx.numbers) // 2
+        downs, ups, inner = saved[:num_groups], saved[num_groups:-num_adapted], saved[-num_adapted:]
+        of_adapted = [
+            gradient_TO for one, gradient_TO in zip(ctx.projections, gradients, strict=True) if one.rank
+        ]
+        d_factors: list[torch.Tensor | None] = [None] * len(ctx.numbers)
+        for place, (gradient_TO, inner_Tr) in enumerate(zip(of_adapted, inner, strict=True)):
+            d_factors[2 * place + 1] = (gradient_TO.t() @ inner_Tr).to(ctx.numbers[2 * place + 1])
         d_hidden_TI: torch.Tensor | None = None
-        d_factors: list[torch.Tensor | None] = [None] * ctx.num_factors
-        shared: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        place = 0
-        for one, gradient_TO in zip(ctx.projections, gradients, strict=True):
-            if not one.rank:
+        for group, downs_RI in zip(ctx.groups, downs, strict=True):
+            mask_TI = None if group.mask is None else group.mask.draw(hidden_TI)
+            d_inner_TR = _side_by_side([of_adapted[place] @ ups[place] for place in group.places])
+            d_downs_RI = d_inner_TR.t() @ (hidden_TI if mask_TI is None else hidden_TI * mask_TI)
+            d_downs_RI = d_downs_RI.to(ctx.numbers[2 * group.places[0]]).mul_(group.factor)
+            for place, d_down_rI in zip(group.places, torch.split(d_downs_RI, group.ranks), strict=True):
+                d_factors[2 * place] = d_down_rI
+            if not ctx.needs_input_grad[0]:
                 continue
-            down_rI, up_Or = factors[2 * place], factors[2 * place + 1]
-            d_inner_Tr = gradient_TO @ _scaled(up_Or, one, gradient_TO.dtype)
-            d_up_Or = (gradient_TO.t() @ inner[place]).to(up_Or.dtype)
-            d_factors[2 * place + 1] = d_up_Or.mul_(one.factor)
-            if one.mask is None:
-                shared.append((place, d_inner_Tr, down_rI))
-            else:
-                mask_TI = one.mask.draw(hidden_TI)
-                d_factors[2 * place] = (d_inner_Tr.t() @ (hidden_TI * mask_TI)).to(down_rI.dtype)
-                if needs_input:
-                    dropped_TI = (d_inner_Tr @ down_rI.to(d_inner_Tr.dtype)).mul_(mask_TI)
-                    d_hidden_TI = dropped_TI if d_hidden_TI is None else d_hidden_TI.add_(dropped_TI)
-            place += 1
-        if shared:
-            d_inner_TR = torch.cat([d_inner_Tr for _, d_inner_Tr, _ in shared], dim=1)
-            d_downs_RI = d_inner_TR.t() @ hidden_TI
-            first = 0
-            for place, d_inner_Tr, down_rI in shared:
-                rank = d_inner_Tr.shape[1]
-                d_factors[2 * place] = d_downs_RI[first : first + rank].to(down_rI.dtype)
-                first += rank
-            if needs_input:
-                downs_RI = torch.cat([down_rI for _, _, down_rI in shared]).to(d_inner_TR.dtype)
+            if mask_TI is None:
                 d_hidden_TI = _add_product(d_hidden_TI, d_inner_TR, downs_RI)
-        if needs_input:  # the large products last, as in the forward pass
+            else:
+                through_TI = (d_inner_TR @ downs_RI).mul_(mask_TI)
+                d_hidden_TI = through_TI if d_hidden_TI is None else d_hidden_TI.add_(through_TI)
+        if ctx.needs_input_grad[0]:  # the large products last, as in the forward pass
             for one, gradient_TO in zip(ctx.projections, gradients, strict=True):
                 d_hidden_TI = _add_product(d_hidden_TI, gradient_TO, one.dense_weight())
         return d_hidden_TI, None, *d_factors
 
 
-def _through_shared(
-    hidden_TI: torch.Tensor, projections: Sequence[Projection], downs: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """Return the inputs through the first halves of all adapters without dropout, side by side."""
-    adapted = [one for one in projections if one.rank]
-    shared = [down_rI for one, down_rI in zip(adapted, downs, strict=True) if one.mask is None]
-    if not shared:
-        return hidden_TI.new_empty(len(hidden_TI), 0)
-    return functional.linear(hidden_TI, torch.cat(shared))
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Adapters whose first halves are one product: without dropout all of one factor, else each by itself.
+
+    `places` are theirs among the adapters of a call.
+    """
+
+    places: tuple[int, ...]
+    ranks: tuple[int, ...]
+    factor: float
+    mask: Mask | None
 
 
-def _scaled(up_Or: torch.Tensor, one: Projection, dtype: torch.dtype) -> torch.Tensor:
-    return (up_Or * one.factor).to(dtype)
+def _groups_of(adapted: Sequence[Projection]) -> list[_Group]:
+    shared: dict[float, list[int]] = {}
+    groups = []
+    for place, one in enumerate(adapted):
+        if one.mask is None:
+            shared.setdefault(one.factor, []).append(place)
+        else:
+            groups.append(_Group((place,), (one.rank,), one.factor, one.mask))
+    for factor, places in shared.items():
+        groups.append(_Group(tuple(places), tuple(adapted[place].rank for place in places), factor, None))
+    return groups
+
+
+def _narrow(downs: Sequence[torch.Tensor], group: _Group, dtype: torch.dtype) -> torch.Tensor:
+    """Return the first halves of a group's adapters (R, I) times their factor, in `dtype`."""
+    wide_RI = downs[0] if len(downs) == 1 else torch.cat(list(downs))
+    return torch.mul(wide_RI, group.factor, out=torch.empty_like(wide_RI, dtype=dtype))
+
+
+def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def _add_product(

@@ -180,6 +180,8 @@ class Arena:
             code = 1
             try:
                 code = _train(run, log, arguments, disturbance)
+            except KeyboardInterrupt as interrupt:  # once more, when the command had ended
+                code = _exit_code_of(interrupt)
             finally:
                 os._exit(code)
         return Worker(pid, log)
@@ -258,7 +260,7 @@ def _train(run: Path, log: Path, arguments: tuple[str, ...], disturbance: Distur
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 0
     except KeyboardInterrupt as interrupt:  # before the command had begun, or after it had ended
-        return 143 if isinstance(interrupt, cli._Terminated) else 130
+        return _exit_code_of(interrupt)
     except BaseException as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
@@ -266,6 +268,10 @@ def _train(run: Path, log: Path, arguments: tuple[str, ...], disturbance: Distur
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+def _exit_code_of(interrupt: KeyboardInterrupt) -> int:
+    return 143 if isinstance(interrupt, cli._Terminated) else 130
 
 
 def _make_base(folder: Path) -> None:

@@ -42,7 +42,10 @@ _SHAPES: dict[str, tuple[str, tuple[int, int, int, int, int, int, bool]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One run: a model of `_SHAPES`, tokens of a pack, and what the strategy says of the method."""
+    """One run: a model of `_SHAPES`, tokens of a pack, and what the strategy says of the method.
+
+    `num_checkpointed` blocks are what it gets memory for, where `checkpointing` is left to the plan.
+    """
 
     model: str
     pack_tokens: int
@@ -50,6 +53,7 @@ class Setting:
     rank: int = 8
     precision: str = "fp32"
     checkpointing: bool = False
+    num_checkpointed: int = 0
     dropout: float = 0.0
     method: str = "lora"
     has_plenty: bool = False
@@ -58,6 +62,7 @@ class Setting:
         targets = self.targets if isinstance(self.targets, str) else f"{len(self.targets)} targets"
         what = self.method if self.method != "lora" else f"r={self.rank} {targets}"
         marks = [f"dropout {self.dropout}"] * bool(self.dropout) + ["checkpointing"] * self.checkpointing
+        marks += [f"{self.num_checkpointed} blocks again"] * bool(self.num_checkpointed)
         return ", ".join([self.model, f"{self.pack_tokens} tokens", what, self.precision, *marks])
 
 
@@ -76,6 +81,9 @@ SETTINGS = (
     Setting("llama-135M", 512),
     Setting("llama-135M", 1024, "all-linear", precision="bf16"),
     Setting("llama-135M", 1024, ATTENTION, checkpointing=True),
+    Setting("llama-21M", 2048, ATTENTION, num_checkpointed=6),
+    Setting("llama-21M", 2048, method="full_finetune", num_checkpointed=9),
+    Setting("llama-135M", 1024, ATTENTION, num_checkpointed=24),
     Setting("llama-21M", 512, has_plenty=True),
     Setting("llama-21M", 2048, "all-linear", rank=32, has_plenty=True),
     Setting("llama-21M", 2048, ATTENTION, checkpointing=True, has_plenty=True),
@@ -90,13 +98,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="Run the settings whose line has this word.")
     # What it calls itself with.
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
         make_model(Path(options.make[0]), options.make[1])
     elif options.train:
-        file, pack_tokens, memory = options.train
-        train_in_this_process(Path(file), int(pack_tokens), has_plenty=memory == "plenty")
+        file, pack_tokens, num_checkpointed, memory = options.train
+        train_in_this_process(
+            Path(file), int(pack_tokens), int(num_checkpointed), has_plenty=memory == "plenty"
+        )
     else:
         sys.exit(0 if run_all(options.only) else 1)
 
@@ -121,9 +131,8 @@ def run(setting: Setting, folder: Path, tolerance: float) -> bool:
     if not model.exists():
         run_self(folder, "--make", str(model), setting.model)
     memory = "plenty" if setting.has_plenty else "little"
-    measured = run_self(
-        folder, "--train", str(write_strategy(setting, folder)), str(setting.pack_tokens), memory
-    )
+    numbers = str(setting.pack_tokens), str(setting.num_checkpointed)
+    measured = run_self(folder, "--train", str(write_strategy(setting, folder)), *numbers, memory)
     record = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
     parts: dict[str, int] = record["predicted_memory_bytes"]
     predicted = sum(parts.values())
@@ -154,20 +163,27 @@ def run_self(folder: Path, *arguments: str) -> int:
     return usage.ru_maxrss * 1024
 
 
-def train_in_this_process(strategy_file: Path, pack_tokens: int, *, has_plenty: bool) -> None:
-    """Train a strategy with packs of a given size, which no strategy can ask for."""
+def train_in_this_process(
+    strategy_file: Path, pack_tokens: int, num_checkpointed: int, *, has_plenty: bool
+) -> None:
+    """Train a strategy with packs of a given size and so many blocks again, which no strategy can ask for."""
     from llamafarm.planning import packs
     from llamafarm.planning.memory import predict_memory
     from llamafarm.strategy.load import Override, load_strategy
     from llamafarm.training.preparation.prepare import prepare
     from llamafarm.training.run import run_training
 
-    packs._PACK_TOKENS["cpu"] = pack_tokens
+    packs._PACK_TOKENS["cpu"] = packs._FEWEST_PACK_TOKENS = pack_tokens
     overrides = []
     if not has_plenty:
         request = prepare(load_strategy("s", file=strategy_file)).memory.cut.request
-        needed = predict_memory(replace(request, returns_freed_memory=True)).total_bytes
-        overrides = [Override("hardware.memory_gb", str(needed * 1.1 / 2**30))]
+        request = replace(request, returns_freed_memory=True)
+        if num_checkpointed:
+            request = replace(request, checkpointed_blocks=num_checkpointed)
+        # Of blocks as few are taken as it allows, so that what is given is no more than that.
+        room = 1.002 if num_checkpointed else 1.1
+        needed = predict_memory(request).total_bytes
+        overrides = [Override("hardware.memory_gb", str(needed * room / 2**30))]
     run_training(load_strategy("s", file=strategy_file, overrides=overrides), overwrite=True)
 
 
@@ -245,7 +261,7 @@ def write_strategy(setting: Setting, folder: Path) -> Path:
         "hardware": {
             "device": "cpu",
             "optimization": {
-                "gradient_checkpointing": setting.checkpointing,
+                "gradient_checkpointing": "auto" if setting.num_checkpointed else setting.checkpointing,
                 "mixed_precision": "no" if setting.precision == "fp32" else setting.precision,
             },
         },

@@ -145,7 +145,7 @@ def _as_record(
             "fits": decision.fits,
         },
         "pack_tokens": decision.pack_tokens,
-        "gradient_checkpointing": decision.gradient_checkpointing,
+        "checkpointed_blocks": decision.checkpointed_blocks,
         "packs_of_first_step": outlook.packs_of_first_step,
         "num_rows": plan.num_rows,
         "rows_per_step": plan.rows_per_step,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llamafarm.planning.request import QLORA, MemoryRequest, PackSize
 
-_FP32_BYTES, _MASK_BYTES = 4, 1
+_FP32_BYTES, _HALF_BYTES, _MASK_BYTES = 4, 2, 1
 # The log-softmax, its gradient and the loss's gradient to it: three tensors (S, V) in fp32 at once.
 _LOSS_BYTES = 3 * _FP32_BYTES
 # Positions whose logits are there at once in training an adapter (`kernels.loss`).
@@ -24,10 +24,7 @@ _EVALUATION_BYTES = 2 * _FP32_BYTES
 def saved_by_block_bytes(request: MemoryRequest, pack: PackSize) -> int:
     """Return what one block saves for its backward pass on a pack."""
     shape, width, num_tokens = request.shape, request.compute_bytes, pack.num_tokens
-    # Each of the two norms keeps what goes into it, in fp32 where the kernels do not know it, and for a
-    # gradient of its weight what comes out.
-    kept_by_norm = width if request.is_fused else (2 if request.is_full else 1) * _FP32_BYTES
-    norms = 2 * shape.hidden_size * kept_by_norm
+    norms = 2 * shape.hidden_size * _kept_by_norm_bytes(request)
     queries, keys = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     attention = (queries + 2 * keys) * width
     weights = 0
@@ -41,6 +38,14 @@ def saved_by_block_bytes(request: MemoryRequest, pack: PackSize) -> int:
     # it is multiplied with.
     feed_forward = (2 + shape.has_gate - request.is_fused) * shape.intermediate_size * width
     return weights + num_tokens * (norms + attention + feed_forward + _inputs_of_layers_bytes(request))
+
+
+def _kept_by_norm_bytes(request: MemoryRequest) -> int:
+    """Return what a norm keeps for each number that goes into it."""
+    if request.is_fused:
+        return request.compute_bytes
+    # In fp32 where the kernels do not know it, and for a gradient of its weight what comes out, too.
+    return (2 if request.is_full else 1) * _FP32_BYTES
 
 
 def _inputs_of_layers_bytes(request: MemoryRequest) -> int:
@@ -64,22 +69,28 @@ def _inputs_of_layers_bytes(request: MemoryRequest) -> int:
 def saved_bytes(request: MemoryRequest, pack: PackSize) -> int:
     """Return what the whole forward pass leaves for the backward pass, but for the logits."""
     shape, num_tokens = request.shape, pack.num_tokens
-    # What goes into the last norm and, where a loss is computed in chunks, its gradient.
-    ends = num_tokens * shape.hidden_size * (request.compute_bytes if request.is_fused else _FP32_BYTES)
-    if request.has_known_head:
+    # The last norm's and, where a loss is computed in chunks, the gradient of what goes into the head; where
+    # the head is trained, that itself.
+    ends = num_tokens * shape.hidden_size * _kept_by_norm_bytes(request)
+    if request.has_known_head or request.is_full:
         ends += pack.num_supervised_tokens * shape.hidden_size * request.compute_bytes
-    if request.gradient_checkpointing:
-        return ends + shape.num_layers * num_tokens * shape.hidden_size * request.residual_bytes
-    # Copies of fp32 weights in 16 bits are kept for the gradients of the layers' inputs.
-    casts = (shape.num_linear_weights + shape.num_head_weights) * 2 if request.casts_weights else 0
-    return ends + shape.num_layers * saved_by_block_bytes(request, pack) + casts
+    inputs = request.checkpointed_blocks * num_tokens * shape.hidden_size * request.residual_bytes
+    casts = 0
+    if request.casts_weights:  # copies in 16 bits are kept for the gradients of the layers' inputs
+        in_blocks = shape.num_linear_weights // shape.num_layers * request.whole_blocks
+        casts = (in_blocks + shape.num_head_weights) * _HALF_BYTES
+    return ends + inputs + request.whole_blocks * saved_by_block_bytes(request, pack) + casts
 
 
 def block_backward_bytes(request: MemoryRequest, pack: PackSize) -> int:
-    """Return what the backward pass of one block takes beside what was saved."""
+    """Return what the backward pass of one block takes beside what was saved.
+
+    It begins with the last block. Where that was kept whole and only earlier ones are computed again, the
+    memory of the whole ones is free by then, and one block takes no more of it.
+    """
     shape = request.shape
     gradients = 2 * shape.intermediate_size * request.compute_bytes + 2 * shape.hidden_size * _FP32_BYTES
-    recomputed = saved_by_block_bytes(request, pack) if request.gradient_checkpointing else 0
+    recomputed = 0 if request.whole_blocks else saved_by_block_bytes(request, pack)
     return pack.num_tokens * gradients + recomputed + _dense_weight_bytes(request)
 
 

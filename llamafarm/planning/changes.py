@@ -95,6 +95,10 @@ class Cut:
         for pack_tokens in pack_tokens_from(self.packing.pack_tokens, self.packing.longest_row_tokens):
             yield self if pack_tokens == self.packing.pack_tokens else self.packed(pack_tokens)
 
+    def checkpointed(self, num_blocks: int) -> Cut:
+        """Return the run with its first `num_blocks` blocks computed again in the backward pass."""
+        return replace(self, request=replace(self.request, checkpointed_blocks=num_blocks))
+
     @property
     def total_bytes(self) -> int:
         """Return the predicted peak."""
@@ -147,8 +151,8 @@ def _shrink_packs(cut: Cut, _: Freedom) -> Iterator[_Step]:
 
 
 def _checkpoint(cut: Cut, freedom: Freedom) -> Iterator[_Step]:
-    if freedom.may_checkpoint and not cut.request.gradient_checkpointing:
-        yield "true", replace(cut, request=replace(cut.request, gradient_checkpointing=True))
+    if freedom.may_checkpoint and cut.request.whole_blocks:
+        yield "true", cut.checkpointed(cut.request.shape.num_layers)
 
 
 def _shorten_rows(cut: Cut, _: Freedom) -> Iterator[_Step]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Of the speed of plain matrix products, how much a whole training step keeps. CPU: `part_of_peak` of runs on
 # two Zen 5 cores, LoRA on attention: 0.45 at 135 M weights in bf16, 0.6 at 5 M in fp32, 0.3 at 5 M in bf16
-# (2026-11-26). CUDA: 0.73 at 8 B weights, 0.57 at 1 B on an H100 (2026-11-26); a model of some million weights
-# is bound by the processor that starts its kernels, and far slower. MPS: an assumption, not measured.
+# (2026-11-26). CUDA: 0.73 at 8 B weights, 0.57 at 1 B on an H100 (2026-11-26); a model of some million is bound
+# by the processor that starts its kernels, and far slower. MPS: an assumption, not measured.
 EFFICIENCY = {"cpu": 0.45, "cuda": 0.6, "mps": 0.3}
 
 # Bits of a weight in a GGUF file: of the block formats by their definition, of the mixed ones (_k_m, _k_s) as
@@ -64,13 +64,13 @@ def training_flops(request: MemoryRequest, lengths: RowLengths) -> float:
     """Return the operations of training once on rows of these lengths.
 
     A weight costs 2 a token forward, 2 for its input's gradient and, if it is trained, 2 for its own; causal
-    attention 6·L·h·d·Σs²; the head works at supervised positions only; checkpointing goes forward twice.
+    attention 6·L·h·d·Σs²; the head works at supervised positions only; checkpointed blocks go forward twice.
     """
     shape = request.shape
     passes = 6 if request.is_full else 4
-    extra = 2 if request.gradient_checkpointing else 0
+    extra = 2 * request.checkpointed_part
     linear = (passes + extra) * lengths.num_tokens * shape.num_linear_weights
-    adapters = 0
+    adapters = 0.0
     if not request.is_full:
         num_weights = shape.num_adapter_weights(request.rank, request.targets)
         adapters = (6 + extra) * lengths.num_tokens * num_weights

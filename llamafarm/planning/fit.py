@@ -1,7 +1,7 @@
 """The largest packs that fit the memory, and what is switched on so that a run fits at all.
 
 Only what changes no result is taken unasked: an allocator that gives memory back, smaller packs, then
-checkpointing. `changes` has what the user would have to allow.
+checkpointing, of as few blocks as it takes. `changes` has what the user would have to allow.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class MemoryDecision:
         return self.cut.packing.pack_tokens
 
     @property
-    def gradient_checkpointing(self) -> bool:
-        """Return whether activations are computed again in the backward pass."""
-        return self.cut.request.gradient_checkpointing
+    def checkpointed_blocks(self) -> int:
+        """Return how many blocks, from the first on, are computed again in the backward pass."""
+        return self.cut.request.checkpointed_blocks
 
     @property
     def shares_prefixes(self) -> bool:
@@ -70,24 +70,25 @@ def settle_memory(
 ) -> MemoryDecision:
     """Return the fastest way to run `cut`, which has the packs that the device prefers, within the memory.
 
-    `may_checkpoint` lets gradient checkpointing be switched on (it was left to us and is off in the request),
-    `may_return_memory` an allocator that gives memory back.
+    `may_checkpoint` lets as many blocks be checkpointed as it takes (it was left to us, and there are none in
+    the request), `may_return_memory` an allocator that gives memory back.
     """
     if not may_return_memory or cut.total_bytes * _ROOM_FOR_A_HEAP <= available_bytes:
         returning, candidates = cut, [cut]
     else:
         returning, candidates = replace(cut, request=replace(cut.request, returns_freed_memory=True)), []
-    candidates += list(returning.smaller())
-    if may_checkpoint and not cut.request.gradient_checkpointing:
-        checkpointed = replace(returning, request=replace(returning.request, gradient_checkpointing=True))
-        candidates += list(checkpointed.smaller())
+    sizes = list(returning.smaller())
+    candidates += sizes
+    if may_checkpoint and not cut.request.checkpointed_blocks:
+        # A block that is computed again costs operations, smaller packs cost none: fewest blocks come first.
+        numbers = range(1, cut.request.shape.num_layers + 1)
+        candidates += [size.checkpointed(number) for number in numbers for size in sizes]
     for candidate in candidates:
         if candidate.total_bytes <= available_bytes:
             return _decide(cut, candidate, available_bytes)
     # Not the least of all: what was left to us stays off where it would not have been enough.
-    smallest = list(returning.smaller())[-1]
-    proposal = propose_changes(smallest, available_bytes, freedom)
-    return replace(_decide(cut, smallest, available_bytes), proposal=proposal)
+    proposal = propose_changes(sizes[-1], available_bytes, freedom)
+    return replace(_decide(cut, sizes[-1], available_bytes), proposal=proposal)
 
 
 def _decide(preferred: Cut, chosen: Cut, available_bytes: int) -> MemoryDecision:
@@ -100,7 +101,9 @@ def _decide(preferred: Cut, chosen: Cut, available_bytes: int) -> MemoryDecision
     if fewer < preferred.packing.pack_tokens:
         why = f"packs of {preferred.packing.pack_tokens} would not fit {available}; no result changes"
         reasons.append(Reason("pack", f"{fewer} tokens", why))
-    if chosen.request.gradient_checkpointing and not preferred.request.gradient_checkpointing:
+    again, before = chosen.request.checkpointed_blocks, preferred.request.checkpointed_blocks
+    if again > before:
+        value = f"{again} of {chosen.request.shape.num_layers} blocks are computed again"
         why = f"smaller packs alone would not fit {available}; no result changes"
-        reasons.append(Reason("checkpointing", "on", why))
+        reasons.append(Reason("checkpointing", value, why))
     return MemoryDecision(chosen, predict_memory(chosen.request), available_bytes, tuple(reasons))

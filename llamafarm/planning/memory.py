@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 
 from llamafarm.planning.activations import block_backward_bytes, evaluation_bytes, loss_bytes, saved_bytes
-from llamafarm.planning.request import QLORA, MemoryRequest
+from llamafarm.planning.request import QLORA, MemoryRequest, PackSize
 
 _FP32_BYTES = 4
 _ADAM_MOMENTS = 2
@@ -32,9 +32,10 @@ _KEPT_KERNELS_BYTES = 25 * _MIB
 # of a block takes. glibc cannot give a freed block to the next tensor of the same size, because torch asks
 # for aligned ones, which need room to be aligned in: 0.7 to 2.1 times the saved tensors came on top, the more
 # the longer packs of changing sizes went on (eleven runs, 20 to 135 M weights); with checkpointing, where all
-# tensors of a block but one are freed, it was what the second pair gives within 15 % (four runs).
+# tensors of a block but one are freed, it was what the pair gives within 15 % (four runs). Where some blocks
+# are checkpointed, the larger of the two is taken, which was not measured.
 # With every block given back when it is freed, nothing is left over. The GPUs' are assumptions.
-_HEAP_SLACK, _HEAP_SLACK_CHECKPOINTED = (1.3, 0.0), (4.8, 3.5)
+_HEAP_SLACK, _HEAP_SLACK_CHECKPOINTED = 1.3, (4.8, 3.5)
 _SLACK = {"mps": 0.1, "cuda": 0.1}
 _SLACK_RETURNING = 0.03
 
@@ -110,27 +111,46 @@ def _moments_of(request: MemoryRequest) -> Iterator[_Moment]:
     most_kept = 0
     for pack in request.training_packs:
         saved = saved_bytes(request, pack)
-        in_block = block_backward_bytes(request, pack)
         # The first pack of a step finds no gradients; they come as its activations go.
         gradients = trained if pack.finds_gradients else 0
-        kept = _kept_by_allocator_bytes(request, saved, in_block)
+        kept = _kept_by_allocator_bytes(request, pack)
         if request.is_full:  # gradients and moments take what the activations left
             kept = max(kept - trained - idle.optimizer, 0)
         most_kept = max(most_kept, kept)
         at_pack = replace(idle, gradients=gradients, allocator=kept)
         yield replace(at_pack, activations=saved, logits=loss_bytes(request, pack))
-        yield replace(at_pack, activations=saved + in_block)
+        yield replace(at_pack, activations=saved + block_backward_bytes(request, pack))
+        # In the first block, where the backward pass ends, only its own activations are left.
+        gradients = max(gradients, trained - _last_gradient_bytes(request))
+        in_block = block_backward_bytes(_with_all_checkpointed(request), pack)
+        yield replace(at_pack, gradients=gradients, activations=in_block)
     for pack in request.evaluation_packs:
         yield replace(idle, logits=evaluation_bytes(request, pack), allocator=most_kept)
 
 
-def _kept_by_allocator_bytes(request: MemoryRequest, saved: int, in_block: int) -> int:
+def _kept_by_allocator_bytes(request: MemoryRequest, pack: PackSize) -> int:
+    saved = saved_bytes(request, pack)
     if request.returns_freed_memory:
         return int(_SLACK_RETURNING * saved)
     if request.device_kind != "cpu":
         return int(_SLACK[request.device_kind] * saved)
-    per_saved, per_block = _HEAP_SLACK_CHECKPOINTED if request.gradient_checkpointing else _HEAP_SLACK
-    return int(per_saved * saved + per_block * in_block)
+    kept = int(_HEAP_SLACK * saved)
+    if not request.checkpointed_blocks:
+        return kept
+    per_saved, per_block = _HEAP_SLACK_CHECKPOINTED
+    wholly = _with_all_checkpointed(request)
+    in_block = block_backward_bytes(wholly, pack)
+    return max(kept, int(per_saved * saved_bytes(wholly, pack) + per_block * in_block))
+
+
+def _with_all_checkpointed(request: MemoryRequest) -> MemoryRequest:
+    return replace(request, checkpointed_blocks=request.shape.num_layers)
+
+
+def _last_gradient_bytes(request: MemoryRequest) -> int:
+    """Return what the gradient takes that comes after the blocks': of an embedding that is not the head."""
+    is_last = request.is_full and not request.shape.is_tied
+    return request.shape.num_head_weights * _FP32_BYTES if is_last else 0
 
 
 def _gradient_of_embedding_bytes(request: MemoryRequest) -> int:

@@ -50,7 +50,8 @@ class MemoryRequest:
     `precision` is fp32, bf16 or fp16. `weight_bytes` is what a frozen weight is held in: 4, 2, or 0.5 for
     qlora, whose embeddings and norms are in the numbers that are computed with. `stored_bytes` is what all
     weights take in their files. `process_bytes` is what the process holds before it loads the model, 0 where
-    the device has memory of its own. Of the packs the largest counts.
+    the device has memory of its own. Of the packs the largest counts. The first `checkpointed_blocks` of the
+    model keep their inputs only and are computed again in the backward pass.
     """
 
     shape: ModelShape
@@ -62,7 +63,7 @@ class MemoryRequest:
     weight_bytes: float
     training_packs: tuple[PackSize, ...]
     evaluation_packs: tuple[PackSize, ...] = ()
-    gradient_checkpointing: bool = False
+    checkpointed_blocks: int = 0
     has_dropout: bool = False
     uses_dora: bool = False
     num_trained_biases: int = 0
@@ -74,6 +75,16 @@ class MemoryRequest:
     def is_full(self) -> bool:
         """Return whether every weight is trained."""
         return self.method == FULL_FINETUNE
+
+    @property
+    def whole_blocks(self) -> int:
+        """Return how many blocks keep all that their backward pass needs."""
+        return self.shape.num_layers - self.checkpointed_blocks
+
+    @property
+    def checkpointed_part(self) -> float:
+        """Return the part of the blocks that is computed again."""
+        return self.checkpointed_blocks / self.shape.num_layers
 
     @property
     def num_trained_weights(self) -> int:

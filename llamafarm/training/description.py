@@ -63,6 +63,7 @@ def describe_start(
             "precision": preparation.precision.name,
             "memory_bytes": preparation.memory.available_bytes,
         },
+        "checkpointed_blocks": preparation.memory.checkpointed_blocks,
         "predicted_memory_bytes": dict(preparation.memory.plan.parts()),
         "versions": installed_versions(),
     }

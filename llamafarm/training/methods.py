@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
@@ -20,6 +21,8 @@ from llamafarm.strategy.schema import Method, Strategy
 from llamafarm.training.preparation.prepare import Preparation
 from llamafarm.training.preparation.rows import Choice
 
+# What transformers asks each block.
+_FLAG = "gradient_checkpointing"
 _NAMED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _COMPUTED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,8 +34,8 @@ def open_for_training(preparation: Preparation, strategy: Strategy) -> tuple[Tra
     """
     open_with_method = _METHODS[preparation.method.type]
     model, dropout_plan = open_with_method(preparation, strategy)
-    if preparation.memory.gradient_checkpointing:
-        checkpoint_gradients(transformer_of(model))
+    if num_blocks := preparation.memory.checkpointed_blocks:
+        checkpoint_gradients(transformer_of(model), num_blocks)
     return model, dropout_plan
 
 
@@ -140,21 +143,32 @@ def _device(preparation: Preparation) -> torch.device:
 
 
 def start_checkpointing(model: Trained) -> bool:
-    """Let activations be computed again from now on; return whether that is new, and the model can."""
+    """Let all blocks be computed again from now on; return whether that is new for one, and the model can."""
     transformer = transformer_of(model)
-    with _old_names():
-        if transformer.is_gradient_checkpointing or not transformer.supports_gradient_checkpointing:
-            return False
+    flags = [getattr(module, _FLAG) for module in transformer.modules() if hasattr(module, _FLAG)]
+    if all(flags) or not transformer.supports_gradient_checkpointing:
+        return False
     checkpoint_gradients(transformer)
     return True
 
 
-def checkpoint_gradients(transformer: PreTrainedModel) -> None:
-    """Let each layer compute its activations again in the backward pass, down to the lowest adapter."""
+def checkpoint_gradients(transformer: PreTrainedModel, num_blocks: int | None = None) -> None:
+    """Let the first `num_blocks` blocks, or all, compute their activations again in the backward pass.
+
+    The first, because the backward pass comes to them last: what the others saved is gone by then, and makes
+    room for the one that is computed again. Were they the last, that one would come on top of all the rest.
+    """
     with _old_names():
         transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    # It asks for a gradient of the embeddings, which only reentrant checkpointing needs.
+    # It asks for a gradient of the embeddings, which only reentrant checkpointing needs; without one, it goes
+    # down to the lowest adapter only.
     transformer.disable_input_require_grads()
+    if num_blocks is not None:
+        # Towers beside the decoder, for images or sound, have blocks too.
+        modules = transformer.get_decoder().modules()
+        blocks = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+        for block in blocks[num_blocks:]:
+            setattr(block, _FLAG, False)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class Session:
         self._max_grad_norm = args.max_grad_norm
         self._offload = Offload(model, preparation.device.kind)
         remedies = (
-            Remedy("gradient checkpointing", partial(start_checkpointing, model)),
+            Remedy("gradient checkpointing of all blocks", partial(start_checkpointing, model)),
             Remedy("activations in main memory", self._offload.start),
         )
         self._memory = MemoryRecovery(preparation.memory.pack_tokens, preparation.device.kind, remedies)

@@ -58,9 +58,11 @@ def test_operations_of_training_are_those_of_the_formula() -> None:
     assert training_flops(full, ROWS) == 6 * 30 * LINEAR + attention + 6 * 10 * 64_000
 
 
-def test_checkpointing_goes_forward_once_more() -> None:
-    more = training_flops(replace(REQUEST, gradient_checkpointing=True), ROWS) - training_flops(REQUEST, ROWS)
-    assert more == 2 * 30 * LINEAR + 2 * 30 * 4 * 8 * 128 + 2 * 4 * 64 * 500
+@pytest.mark.parametrize("num_blocks", range(5))
+def test_checkpointed_blocks_go_forward_once_more(num_blocks: int) -> None:
+    checkpointed = replace(REQUEST, checkpointed_blocks=num_blocks)
+    more = training_flops(checkpointed, ROWS) - training_flops(REQUEST, ROWS)
+    assert more == (2 * 30 * LINEAR + 2 * 30 * 4 * 8 * 128 + 2 * 4 * 64 * 500) * num_blocks / 4
 
 
 def test_torch_counts_the_same_operations_of_full_finetuning() -> None:

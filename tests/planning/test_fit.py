@@ -90,19 +90,47 @@ def test_the_allocator_comes_first_then_packs_then_checkpointing() -> None:
     assert [reason.setting for reason in compact.reasons] == ["allocator"]
 
     smaller = settle(cut, returning(cut).total_bytes - 1)
-    assert smaller.pack_tokens == 512 and not smaller.gradient_checkpointing
+    assert smaller.pack_tokens == 512 and not smaller.checkpointed_blocks
     assert [reason.setting for reason in smaller.reasons] == ["allocator", "pack"]
 
     smallest = returning(cut_of(LONGEST))
     checkpointed = settle(cut, smallest.total_bytes - 1)
-    assert checkpointed.gradient_checkpointing and checkpointed.fits
-    assert checkpointed.reasons[-1].setting == "checkpointing"
+    assert checkpointed.checkpointed_blocks == 1 and checkpointed.fits
+    reason = checkpointed.reasons[-1]
+    assert (reason.setting, reason.value) == ("checkpointing", "1 of 22 blocks are computed again")
+
+
+@pytest.mark.parametrize("num_blocks", [1, 7, 21])
+def test_as_few_blocks_are_computed_again_as_it_takes(num_blocks: int) -> None:
+    smallest = returning(cut_of(LONGEST))
+    enough = smallest.checkpointed(num_blocks).total_bytes
+    assert settle(cut_of(), enough).checkpointed_blocks == num_blocks
+    assert settle(cut_of(), enough - 1).checkpointed_blocks != num_blocks
+
+
+@given(st.integers(100, 40_000), st.integers(0, 4000), st.booleans())
+def test_more_memory_never_means_more_blocks_that_are_computed_again(
+    mib: int, more: int, may_return: bool
+) -> None:
+    less = settle(cut_of(), mib * MIB, may_return_memory=may_return)
+    greater = settle(cut_of(), (mib + more) * MIB, may_return_memory=may_return)
+    assert greater.fits >= less.fits
+    if less.fits:
+        assert greater.checkpointed_blocks <= less.checkpointed_blocks
+
+
+def test_a_run_that_computes_all_blocks_again_stays_so() -> None:
+    cut = cut_of(checkpointed_blocks=22)
+    for available in (cut.total_bytes * 2, returning(cut_of(LONGEST, checkpointed_blocks=22)).total_bytes):
+        decision = settle(cut, available)
+        assert decision.fits and decision.checkpointed_blocks == 22
+        assert "checkpointing" not in [reason.setting for reason in decision.reasons]
 
 
 def test_checkpointing_that_is_settled_is_not_switched_on() -> None:
     cut = cut_of()
     decision = settle(cut, returning(cut_of(LONGEST)).total_bytes - 1, may_checkpoint=False)
-    assert not decision.fits and not decision.gradient_checkpointing
+    assert not decision.fits and not decision.checkpointed_blocks
     assert decision.proposal is not None
 
 
@@ -132,7 +160,7 @@ def test_more_memory_never_means_smaller_packs(mib: int, more: int) -> None:
 
 def test_one_change_is_proposed_where_one_is_enough_in_the_guides_order() -> None:
     smallest = returning(cut_of(LONGEST))
-    checkpointed = returning(smallest, gradient_checkpointing=True)
+    checkpointed = smallest.checkpointed(22)
     everything = Freedom("bf16", may_quantize=True)
     proposal = propose_changes(smallest, checkpointed.total_bytes, everything)
     assert [change.setting for change in proposal.changes] == ["hardware.optimization.gradient_checkpointing"]

@@ -23,10 +23,17 @@ from llamafarm.model.forward import packed_forward
 from llamafarm.model.full import train_all_weights
 from llamafarm.model.shape import shape_of
 from llamafarm.planning import activations
-from llamafarm.planning.activations import evaluation_bytes, loss_bytes, saved_bytes
+from llamafarm.planning.activations import (
+    block_backward_bytes,
+    evaluation_bytes,
+    loss_bytes,
+    saved_by_block_bytes,
+    saved_bytes,
+)
 from llamafarm.planning.memory import MemoryPlan, held_weight_bytes, predict_memory
 from llamafarm.planning.request import MemoryRequest, PackSize
 from llamafarm.planning.shape import LinearLayer, ModelShape
+from llamafarm.training.methods import checkpoint_gradients
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # Wide enough that the small things that are not counted, such as the tables of positions, stay small.
@@ -83,18 +90,22 @@ def saved_by_torch(
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("targets", "dropout", "checkpointing"),
+    ("targets", "dropout", "num_checkpointed"),
     [
-        (["q_proj", "v_proj"], 0.0, False),
-        (ATTENTION, 0.1, False),
-        ("all-linear", 0.0, False),
-        ("all-linear", 0.1, False),
-        (ATTENTION, 0.0, True),
-        (None, 0.0, False),
+        (["q_proj", "v_proj"], 0.0, 0),
+        (ATTENTION, 0.1, 0),
+        ("all-linear", 0.0, 0),
+        ("all-linear", 0.1, 0),
+        (None, 0.0, 0),
+        (ATTENTION, 0.0, 1),
+        ("all-linear", 0.1, 2),
+        (ATTENTION, 0.0, 4),
+        (None, 0.0, 3),
+        (None, 0.0, 4),
     ],
 )
 def test_the_inventory_is_what_torch_saves(
-    architecture: str, precision: str, targets: list[str] | str | None, dropout: float, checkpointing: bool
+    architecture: str, precision: str, targets: list[str] | str | None, dropout: float, num_checkpointed: int
 ) -> None:
     torch.manual_seed(0)
     is_full, is_half = targets is None, precision == "bf16"
@@ -112,8 +123,8 @@ def test_the_inventory_is_what_torch_saves(
         base.to(torch.bfloat16 if is_half else torch.float32)
         settings = AdapterSettings(r=8, alpha=16, dropout=dropout, target_modules=targets)
         model, plan = attach_adapter(base, settings, base_name="base", seed=0)
-    if checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+    if num_checkpointed:
+        checkpoint_gradients(base, num_checkpointed)
     pack = packed((200, 96))
     size = PackSize(pack.num_tokens, pack.num_supervised_tokens, pack.sum_of_squares)
     request = MemoryRequest(
@@ -125,7 +136,7 @@ def test_the_inventory_is_what_torch_saves(
         precision=precision,
         weight_bytes=2 if is_half and not is_full else 4,
         training_packs=(size,),
-        gradient_checkpointing=checkpointing,
+        checkpointed_blocks=num_checkpointed,
         has_dropout=dropout > 0,
     )
 
@@ -189,12 +200,12 @@ def test_the_plan_knows_the_sizes_of_the_kernels() -> None:
     part=st.floats(0, 1),
     rank=st.integers(1, 128),
     precision=st.sampled_from(["fp32", "bf16"]),
-    checkpointing=st.booleans(),
+    checkpointed=st.integers(0, 4),
 )
 def test_more_tokens_and_a_higher_rank_never_take_less(
-    tokens: int, more: int, part: float, rank: int, precision: str, checkpointing: bool
+    tokens: int, more: int, part: float, rank: int, precision: str, checkpointed: int
 ) -> None:
-    changes = {"precision": precision, "gradient_checkpointing": checkpointing, "rank": rank}
+    changes = {"precision": precision, "checkpointed_blocks": checkpointed, "rank": rank}
     small = PackSize(tokens, int(tokens * part))
     large = PackSize(tokens + more, small.num_supervised_tokens)
     assert total(**changes, training_packs=(small,)) <= total(**changes, training_packs=(large,))
@@ -204,7 +215,7 @@ def test_more_tokens_and_a_higher_rank_never_take_less(
 
 
 def test_each_lever_saves_what_it_is_for() -> None:
-    assert total(gradient_checkpointing=True, training_packs=(PackSize(4000, 1),)) < total(
+    assert total(checkpointed_blocks=4, training_packs=(PackSize(4000, 1),)) < total(
         training_packs=(PackSize(4000, 1),)
     )
     parts_of = dict(predict_memory(REQUEST).parts())
@@ -215,6 +226,51 @@ def test_each_lever_saves_what_it_is_for() -> None:
     assert total(has_dropout=True, uses_dora=True) > total(uses_dora=True)
     assert total(has_dropout=True) == total(), "a mask is drawn again"
     assert total(method="full_finetune") > total()
+
+
+@given(
+    st.integers(64, 4000),
+    st.integers(0, 3),
+    st.sampled_from(["lora", "full_finetune"]),
+    st.sampled_from(["cpu", "cuda"]),
+)
+def test_each_block_that_is_computed_again_saves_memory_but_the_last(
+    tokens: int, num_blocks: int, method: str, device: str
+) -> None:
+    changes = {"method": method, "device_kind": device, "training_packs": (PackSize(tokens, 1),)}
+    more, fewer = (total(checkpointed_blocks=number, **changes) for number in (num_blocks, num_blocks + 1))
+    if num_blocks < 3:
+        assert fewer <= more
+    else:  # it comes back before anything is gone, and its input was kept for that
+        assert fewer == pytest.approx(more, rel=0.1)
+
+
+def test_the_block_that_is_computed_again_takes_the_place_of_those_kept_whole() -> None:
+    pack = PackSize(512, 1)
+
+    def in_backward_pass(num_blocks: int) -> int:
+        request = replace(REQUEST, checkpointed_blocks=num_blocks)
+        return saved_bytes(request, pack) + block_backward_bytes(request, pack)
+
+    whole_block = saved_by_block_bytes(REQUEST, pack)
+    block_input = 512 * 64 * 4
+    assert in_backward_pass(0) - in_backward_pass(1) == whole_block - block_input
+    assert in_backward_pass(1) - in_backward_pass(3) == 2 * (whole_block - block_input)
+    assert in_backward_pass(4) - in_backward_pass(3) == block_input
+
+
+def test_the_first_block_of_a_full_model_is_computed_beside_all_gradients() -> None:
+    untied = replace(SHAPE, is_tied=False)
+    request = replace(
+        REQUEST,
+        shape=untied,
+        method="full_finetune",
+        training_packs=(PackSize(64, 1),),
+        checkpointed_blocks=4,
+    )
+    plan = predict_memory(request)
+    assert plan.gradients == 800_000 - 4 * SHAPE.num_head_weights
+    assert plan.activations == block_backward_bytes(request, PackSize(64, 1))
 
 
 def test_gradients_are_there_only_from_the_second_pack_of_a_step_on() -> None:

@@ -209,7 +209,7 @@ def test_a_run_that_needs_every_remedy_ends_with_the_bytes_of_one_that_needs_non
     assert train("starved", 2) == train("whole", 0)
     events = json.loads((tmp_path / "starved" / "run.json").read_text())["out_of_memory"]
     assert [(event["step"], event["how"]) for event in events] == [
-        (2, "gradient checkpointing"),
+        (2, "gradient checkpointing of all blocks"),
         (2, "activations in main memory"),
     ]
     assert json.loads((tmp_path / "whole" / "run.json").read_text())["out_of_memory"] == []
@@ -218,11 +218,11 @@ def test_a_run_that_needs_every_remedy_ends_with_the_bytes_of_one_that_needs_non
 @pytest.mark.usefixtures("offloads")
 def test_a_run_that_no_remedy_helps_names_them_all(train: Callable[..., bytes]) -> None:
     with pytest.raises(
-        MachineError, match="even with gradient checkpointing and activations in main memory:"
+        MachineError, match="even with gradient checkpointing of all blocks and activations in main memory:"
     ):
         train("starved", 3)
 
 
 def test_a_run_on_a_processor_does_not_copy_its_memory_into_itself(train: Callable[..., bytes]) -> None:
-    with pytest.raises(MachineError, match="even with gradient checkpointing: "):
+    with pytest.raises(MachineError, match="even with gradient checkpointing of all blocks: "):
         train("starved", 2)

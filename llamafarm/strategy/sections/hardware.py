@@ -54,7 +54,8 @@ class Optimization(Section):
         WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "auto"}, {"type": "null"}]}),
     ] = None
     """Compute activations again in the backward pass and do not keep them: 30 to 50 % less memory, about 20 %
-    more time. Unset or `auto`: only if the memory would not do otherwise."""
+    more time. `true`: those of all blocks of the model; `false`: of none. Unset or `auto`: of as few blocks
+    as the memory asks for, mostly none."""
     gradient_accumulation_steps: Annotated[int | Literal["auto"], or_auto(AtLeastOne)] | None = None
     """Micro-batches per optimizer step where `training_args.gradient_accumulation_steps` is not given."""
     mixed_precision: Annotated[

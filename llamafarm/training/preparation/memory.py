@@ -110,7 +110,7 @@ def plan_memory(
         precision=precision,
         weight_bytes=_weight_bytes(strategy, method, precision),
         training_packs=(),
-        gradient_checkpointing=bool(checkpoints),
+        checkpointed_blocks=shape.num_layers if checkpoints else 0,
         has_dropout=method.dropout > 0 and not is_full,
         uses_dora=method.use_dora,
         num_trained_biases=num_biases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_packs_are_as_large_as_the_device_likes_where_memory_is_plenty(
 ) -> None:
     preparation = prepare(load(rows, hardware__memory_gb=64))
     assert preparation.memory.pack_tokens == 1024
-    assert not preparation.memory.gradient_checkpointing
+    assert not preparation.memory.checkpointed_blocks
     assert preparation.memory.available_bytes == 64 * GIB
     assert "hardware.memory_gb" in next(c.why for c in preparation.choices if c.setting == "memory")
 
@@ -89,7 +90,26 @@ def test_checkpointing_that_the_strategy_settles_stays_as_it_is(
     load: Load, rows: list[dict[str, Any]], wish: bool
 ) -> None:
     loaded = load(rows, hardware__memory_gb=0.05, hardware__optimization__gradient_checkpointing=wish)
-    assert prepare(loaded).memory.gradient_checkpointing is wish
+    preparation = prepare(loaded)
+    num_blocks = preparation.memory.cut.request.shape.num_layers
+    assert preparation.memory.checkpointed_blocks == (num_blocks if wish else 0)
+    assert "checkpointing" not in chosen(preparation)
+
+
+def test_what_is_left_to_us_computes_as_few_blocks_again_as_the_memory_asks_for(
+    load: Load, rows: list[dict[str, Any]]
+) -> None:
+    least = prepare(load(rows, hardware__memory_gb=0.001))
+    limit = needed_gb(least) - 1e-6
+    loaded = load(rows, hardware__memory_gb=limit)
+    preparation = prepare(loaded)
+    assert preparation.memory.checkpointed_blocks == 1
+    assert chosen(preparation)["checkpointing"] == "1 of 2 blocks are computed again"
+    result = run_training(loaded)
+    record = json.loads((Path(result.final_model).parent / "run.json").read_text(encoding="utf-8"))
+    assert record["checkpointed_blocks"] == 1
+    shown = {choice["setting"]: choice["value"] for choice in record["choices"]}
+    assert shown["checkpointing"] == "1 of 2 blocks are computed again"
 
 
 def test_trained_biases_and_full_finetuning_are_counted(load: Load, rows: list[dict[str, Any]]) -> None:

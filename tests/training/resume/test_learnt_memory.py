@@ -17,7 +17,7 @@ from llamafarm.training.preparation import memory
 from llamafarm.training.result import RunResult
 
 Train = Callable[..., RunResult]
-HOWS = ["gradient checkpointing", "activations in main memory"]
+HOWS = ["gradient checkpointing of all blocks", "activations in main memory"]
 
 
 class Starved:

@@ -51,6 +51,15 @@ class RunLock:
         os.close(self._descriptor)  # which gives the lock back
         self._descriptor = None
 
+    def check(self) -> None:
+        """Raise `OutputError` where the folder is no longer the one that is held: removed, or replaced."""
+        if self._descriptor is not None and not _is_at(self._descriptor, self._path):
+            raise OutputError(
+                "the run's folder, or the lock in it, was removed while the run was going on",
+                where=str(self._path.parent),
+                remedy="Look whether its disk is still there; then run the same command again.",
+            )
+
     def _open(self) -> int:
         try:
             # A link is not followed: what it leads to would be emptied.

@@ -107,11 +107,13 @@ def train_prepared(
             preparation.choices.append(_describe_kernels(packed, precision, preparation.device.kind))
             show_preparation(preparation)
             make_output_dir(folder)
-            held.enter_context(RunLock(folder))
+            lock = held.enter_context(RunLock(folder))
             record = describe_start(loaded, preparation, identity)
             checkpoint = _begin(folder, record, overwrite=overwrite, resume=resume)
             journal = open_journal(loaded, preparation)
-            session = Session(preparation, strategy, model, packed, dropout_plan, precision, journal, signals)
+            session = Session(
+                preparation, strategy, model, packed, dropout_plan, precision, journal, signals, lock
+            )
             if checkpoint is not None:
                 session.restore(checkpoint)
             try:
@@ -120,6 +122,7 @@ def train_prepared(
                 raise _interrupted(loaded, folder, signals) from None
             result = session.finish(state)
 
+        lock.check()
         _write_final_model(preparation, loaded, model)
         findings = journal.conclude()
         write_json(folder / RUN_FILE, describe_end(record, result, findings, journal.account, session))

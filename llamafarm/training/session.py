@@ -24,6 +24,7 @@ from llamafarm.planning.duration import RowLengths, training_flops
 from llamafarm.strategy.schema import Strategy
 from llamafarm.training.checkpoint import read_checkpoint, read_state
 from llamafarm.training.journal import Journal
+from llamafarm.training.locking import RunLock
 from llamafarm.training.loop import LoopState, StepRecord, run_loop
 from llamafarm.training.methods import start_checkpointing
 from llamafarm.training.offload import Offload
@@ -51,15 +52,15 @@ class Session:
         precision: Precision,
         journal: Journal,
         signals: StopSignals,
+        lock: RunLock,
     ) -> None:
-        args = strategy.training_args
+        args = self._args = strategy.training_args
         self._preparation = preparation
         self._model = model
         self._packed = packed
         self._dropout_plan = dropout_plan
         self._precision = precision
         self._device = torch.device(preparation.device.kind)
-        self._max_grad_norm = args.max_grad_norm
         self._offload = Offload(model, preparation.device.kind)
         remedies = (
             Remedy("gradient checkpointing of all blocks", partial(start_checkpointing, model)),
@@ -67,20 +68,19 @@ class Session:
         )
         self._memory = MemoryRecovery(preparation.memory.pack_tokens, preparation.device.kind, remedies)
         self._skipped = SkippedSteps(args.on_nonfinite == "skip", preparation.plan.num_steps)
-        self._most_eval_rows = args.per_device_eval_batch_size
         self._optimizer, self._scheduler = build_optimizer(
             model, optimizer_settings(args, preparation.method), preparation.plan.num_steps
         )
         self._parts = TrainingParts(model, self._optimizer, self._scheduler, precision.scaler)
-        self._signals = signals
-        self._saver = Saver(preparation.output_dir / CHECKPOINTS_FOLDER, keep=args.save_total_limit)
+        self._signals, self._lock = signals, lock
+        self._checkpoints = preparation.output_dir / CHECKPOINTS_FOLDER
+        self._saver = Saver(self._checkpoints, keep=args.save_total_limit)
         self._journal = journal
         self._account = journal.account
         self._learning_rate = 0.0
         self._train_loss = math.inf
         self._state = LoopState()
         self._evaluations: dict[int, LossResult] = {}
-        self._checkpoints = preparation.output_dir / CHECKPOINTS_FOLDER
         self._saves_checkpoints = strategy.monitoring.save_checkpoints
 
     def run(self) -> LoopState:
@@ -163,7 +163,7 @@ class Session:
             packs,
             self._optimizer,
             self._precision,
-            max_grad_norm=self._max_grad_norm,
+            max_grad_norm=self._args.max_grad_norm,
             where=where,
         )
 
@@ -197,10 +197,9 @@ class Session:
             )
 
     def _eval_packs(self) -> Packs:
-        rows = self._preparation.eval_rows
-        return pack_rows(
-            rows, range(len(rows)), self._memory.pack_tokens, self._most_eval_rows, shares_prefixes=True
-        )
+        rows, most_rows = self._preparation.eval_rows, self._args.per_device_eval_batch_size
+        every = range(len(rows))
+        return pack_rows(rows, every, self._memory.pack_tokens, most_rows, shares_prefixes=True)
 
     @property
     def survived(self) -> dict[str, Any]:
@@ -208,7 +207,8 @@ class Session:
         return {"out_of_memory": self._memory.events, "skipped_steps": self._skipped.steps}
 
     def check_stop(self) -> None:
-        """Raise `StopAsked` if a signal has come."""
+        """Raise `StopAsked` if a signal has come, `OutputError` if the run's folder has gone."""
+        self._lock.check()
         self._signals.check()
 
     def save(self, state: LoopState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -77,8 +78,11 @@ def planted(
     assert not marker.exists(), "something was executed"
 
 
-def test_no_verb_wakes_a_canary(planted: tuple[Path, Callable[[Path], None]], speak: Speak) -> None:
+def test_no_verb_wakes_a_canary(
+    planted: tuple[Path, Callable[[Path], None]], speak: Speak, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, put = planted
+    monkeypatch.setattr("sys.stdin", io.StringIO("why?\n"))
     strategy = ("--strategy", "mine")
 
     def ok(*arguments: str) -> Any:
@@ -88,6 +92,9 @@ def test_no_verb_wakes_a_canary(planted: tuple[Path, Callable[[Path], None]], sp
 
     ok("setup", "strategies.yaml", "--verify-only")
     ok("data", "preview", "rows.jsonl", *strategy)
+    ok("strategies", "show", "mine")
+    ok("plan", *strategy)
+    ok("doctor")
     ok("train", *strategy)
     written = {path.suffix for path in (folder / "run").rglob("*") if path.is_file()}
     assert written <= {".safetensors", ".json", ".jsonl", ".html", ".md", ".jinja"}, "nothing else is written"
@@ -96,6 +103,7 @@ def test_no_verb_wakes_a_canary(planted: tuple[Path, Callable[[Path], None]], sp
     ok("complete", "why?", *strategy)
     ok("complete", "why?", "--model", "run")
     ok("evaluate", *strategy)
+    ok("chat", *strategy)
     ok("report", "run")
     if has_llamacpp():
         # Where llama.cpp starts stand json.py, typing.py and xllamacpp.py.

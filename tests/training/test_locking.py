@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llamafarm.errors import OutputError
 from llamafarm.training.locking import LOCK_FILE, RunLock, refuse_if_locked
+from llamafarm.training.run import run_training
+from llamafarm.training.session import Session
 
 HOLD = (
     "import sys; from pathlib import Path; from llamafarm.training.locking import RunLock\n"
@@ -76,6 +80,38 @@ def test_a_file_that_was_removed_meanwhile_keeps_nobody_out(
     with RunLock(tmp_path), pytest.raises(OutputError, match="another run"):
         RunLock(tmp_path).__enter__()
     assert len(opened) == 3
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_folder_that_is_gone_or_another_is_noticed(tmp_path: Path, is_replaced: bool) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with RunLock(folder) as lock:
+        lock.check()
+        folder.rename(tmp_path / "away")
+        if is_replaced:
+            folder.mkdir()
+            (folder / LOCK_FILE).touch()
+        with pytest.raises(OutputError, match="was removed while the run was going on"):
+            lock.check()
+
+
+def test_a_run_whose_folder_is_removed_ends_with_that_and_writes_no_more(
+    load: Any, make_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = load(make_rows(40))
+    folder = Path(strategy.strategy.training_args.output_dir)
+    take_step = Session.take_step
+
+    def lose(self: Session, step: int, rows: Any) -> Any:
+        if step == 3:
+            shutil.rmtree(folder)
+        return take_step(self, step, rows)
+
+    monkeypatch.setattr(Session, "take_step", lose)
+    with pytest.raises(OutputError, match="was removed while the run was going on"):
+        run_training(strategy)
+    assert not folder.exists()
 
 
 def test_a_folder_without_a_lock_is_left_alone(tmp_path: Path) -> None:

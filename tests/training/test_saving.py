@@ -55,7 +55,15 @@ def test_the_next_step_does_not_wait_and_the_next_save_does(tmp_path: Path) -> N
     assert steps_in(tmp_path) == [2, 1]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EROFS, "Read-only file system"),
+        OSError(errno.EIO, "Input/output error"),
+        ValueError("odd"),
+    ],
+)
 def test_what_goes_wrong_in_the_background_is_raised_once_by_the_next_step(
     tmp_path: Path, error: Exception
 ) -> None:

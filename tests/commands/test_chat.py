@@ -272,6 +272,7 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(
     assert all(len(out) > 5 for out in outs)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal(repository: Path, talker: Path) -> None:
     ours, theirs = pty.openpty()
     process = start(repository, talker, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)

@@ -338,6 +338,7 @@ def test_ctrl_c_leaves_what_has_come_of_an_answer(repository: Path, talker: Path
     assert out.endswith(b"\n") and len(out) > 10 and b"Traceback" not in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_has_been_answered_of_a_file(
     repository: Path, talker: Path, tmp_path: Path
 ) -> None:

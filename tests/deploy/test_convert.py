@@ -99,6 +99,7 @@ def test_without_wishes_the_runs_own_settings_go_along(final_model: Path, tmp_pa
     assert "SYSTEM" not in text
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_alone_where_the_format_holds_it(make_adapter: Make, tmp_path: Path) -> None:
     for number, settings in enumerate(
         ({}, {"use_rslora": True, "r": 6}, {"alpha_pattern": {"down_proj": 3}}, {"family": "gemma2"})

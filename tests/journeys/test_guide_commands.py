@@ -179,6 +179,7 @@ def test_convert_makes_a_model_for_ollama_as_the_guide_types_it(
     assert again.code == 2 and "is there already" in again.err and "--overwrite" in again.err
 
 
+@pytest.mark.slow
 def test_the_file_that_training_exported_is_verified_and_asked(
     trained: tuple[Any, Path], run_python: Run
 ) -> None:

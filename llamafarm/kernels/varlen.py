@@ -7,7 +7,7 @@ by document. Axes: H query heads, K key heads, T tokens of the pack, C keys of a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -48,7 +48,7 @@ def attend(
         rows_C = _rows_behind_prefix(lengths, query_HTE.device)
         key_CKE, value_CKE = key_CKE[rows_C], value_CKE[rows_C]
         num_seen = (lengths[0], *(lengths[0] + length for length in lengths[1:]))
-    options: dict[str, Any] = {"enable_gqa": True} if _knows("enable_gqa") else {}
+    options: dict[str, Any] = {"enable_gqa": True} if _knows(varlen_attn, "enable_gqa") else {}
     if len(query_HTE) != len(key_KTE) and not options:
         num_groups = len(query_HTE) // len(key_KTE)
         key_CKE = key_CKE.repeat_interleave(num_groups, dim=1)
@@ -71,12 +71,15 @@ def attend(
 
 
 def _is_right_for(heads: Heads, scores: Scores) -> bool:
-    return _knows("window_size") and is_as_the_twin(attend, heads, _TRIAL_LENGTHS, scores, (False, True))
+    return _knows(varlen_attn, "window_size") and is_as_the_twin(
+        attend, heads, _TRIAL_LENGTHS, scores, (False, True)
+    )
 
 
-def _knows(parameter: str) -> bool:
-    """Return whether this version's `varlen_attn` has a parameter."""
-    return parameter in inspect.signature(varlen_attn).parameters
+@lru_cache(maxsize=8)  # every layer of every pack asks
+def _knows(function: Callable[..., Any], parameter: str) -> bool:
+    """Return whether this version's function has a parameter."""
+    return parameter in inspect.signature(function).parameters
 
 
 # A pack's layers ask one after another: what was brought to the device for the first serves all. Made outside

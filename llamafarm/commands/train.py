@@ -134,8 +134,12 @@ def _finish(loaded: LoadedStrategy, result: RunResult, exported: Exported | None
     if terminal.mode.prints_json:
         terminal.result_json(record)
         return
-    in_file = f" --strategy-file {shlex.quote(str(loaded.file))}" if loaded.file else ""
-    terminal.say(f'next: python cli.py complete "…" --strategy {loaded.key}{in_file}')
+    whom = f"--strategy {shlex.quote(loaded.key)}"
+    if loaded.origins["training_args.output_dir"].kind == "command line":
+        whom = f"--model {shlex.quote(str(result.final_model))}"  # the strategy would look elsewhere
+    elif loaded.file:
+        whom += f" --strategy-file {shlex.quote(str(loaded.file))}"
+    terminal.say(f'next: python cli.py complete "…" {whom}')
     terminal.result(str(result.final_model))
 
 

@@ -1,8 +1,8 @@
 """Causal attention within each document of a pack, and never across.
 
-On a processor it is `blocked`, on CUDA `alike` or `varlen` where torch has that, elsewhere torch's own,
-document by document. The plain twin is `reference.attend_with_dense_mask`. Axes: H query heads, K key heads
-(H is a multiple of K), T tokens of the pack, D head size.
+On a processor it is compiled (`cpu.attention`) or `blocked`, on CUDA `alike` or `varlen` where torch has
+that, elsewhere torch's own, document by document. The plain twin is `reference.attend_with_dense_mask`.
+Axes: H query heads, K key heads (H is a multiple of K), T tokens of the pack, D head size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from llamafarm.kernels import alike, varlen
 from llamafarm.kernels.blocked import attend_in_blocks
+from llamafarm.kernels.compiled import why_not_compiled
+from llamafarm.kernels.cpu import attention as compiled
 from llamafarm.kernels.reference import Scores, attend_by_pairs, visible_pairs
 
 
@@ -32,7 +34,7 @@ def attend_within_documents(
     """
     lengths = list(document_lengths)
     if _is_processor(query_HTD.device):
-        return attend_in_blocks(query_HTD, key_KTD, value_KTD, lengths, scores, has_prefix=has_prefix)
+        return _attend_on_processor(query_HTD, key_KTD, value_KTD, lengths, scores, has_prefix=has_prefix)
     if alike.can_attend(query_HTD, key_KTD, lengths, scores, has_prefix=has_prefix):
         return alike.attend(query_HTD, key_KTD, value_KTD, lengths, scores)
     if varlen.can_attend(query_HTD, key_KTD, scores):
@@ -46,6 +48,31 @@ def attend_within_documents(
             key, value = (torch.cat((heads[0], heads[place]), dim=1) for heads in (keys, values))
         outputs.append(_attend_alone(query, key, value, scores))
     return torch.cat(outputs, dim=1)
+
+
+def keeps_weights(device_kind: str, head_size: int) -> bool:
+    """Return whether attention keeps its weights for the backward pass, where its documents are short."""
+    return device_kind == "cpu" and (
+        why_not_compiled("cpu") is not None or head_size % compiled.ALIGNMENT > 0
+    )
+
+
+def _attend_on_processor(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    lengths: Sequence[int],
+    scores: Scores,
+    *,
+    has_prefix: bool,
+) -> torch.Tensor:
+    if torch.is_autocast_enabled("cpu"):  # which leaves rotated queries in fp32 beside values in 16 bits
+        dtype = torch.get_autocast_dtype("cpu")
+        query_HTD, key_KTD, value_KTD = query_HTD.to(dtype), key_KTD.to(dtype), value_KTD.to(dtype)
+    with torch.autocast("cpu", enabled=False):
+        is_compiled = compiled.can_attend(query_HTD, key_KTD, lengths, scores, has_prefix=has_prefix)
+        attend = compiled.attend if is_compiled else attend_in_blocks
+        return attend(query_HTD, key_KTD, value_KTD, lengths, scores, has_prefix=has_prefix)
 
 
 def _is_processor(device: torch.device) -> bool:

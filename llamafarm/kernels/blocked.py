@@ -38,13 +38,9 @@ def attend_in_blocks(
     """
     if sum(document_lengths) != query_HTD.shape[1]:
         raise ValueError(f"{query_HTD.shape[1]} tokens of documents that have {sum(document_lengths)}")
-    inputs: tuple[torch.Tensor, ...] = (query_HTD, key_KTD, value_KTD)
-    if torch.is_autocast_enabled("cpu"):  # which leaves rotated queries in fp32 beside values in 16 bits
-        inputs = tuple(one.to(torch.get_autocast_dtype("cpu")) for one in inputs)
-    with torch.autocast("cpu", enabled=False):
-        attended_HTD: torch.Tensor = _BlockedAttention.apply(  # type: ignore[no-untyped-call]
-            *inputs, document_lengths, scores, has_prefix
-        )
+    attended_HTD: torch.Tensor = _BlockedAttention.apply(  # type: ignore[no-untyped-call]
+        query_HTD, key_KTD, value_KTD, document_lengths, scores, has_prefix
+    )
     return attended_HTD
 
 

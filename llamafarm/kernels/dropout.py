@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llamafarm.errors import ModelError
-from llamafarm.kernels.gpu.choice import is_compiled
+from llamafarm.kernels.compiled import room_of
 
 
 class DropoutPlan:
@@ -66,7 +66,7 @@ class RowMask:
         Raises `ModelError` for a layer that sees neither all tokens nor the supervised ones, as experts do.
         """
         num_tokens = hidden_TD.shape[-2]
-        mask_TD = self._draw_on_gpu(hidden_TD) if is_compiled(hidden_TD) else self._draw(hidden_TD)
+        mask_TD = self._draw_on_gpu(hidden_TD) if room_of(hidden_TD) == "gpu" else self._draw(hidden_TD)
         if num_tokens != len(mask_TD) and self.supervised_positions_S is not None:
             mask_TD = mask_TD[self.supervised_positions_S]  # the output layer sees no others
         if num_tokens != len(mask_TD):

@@ -1,7 +1,8 @@
 """What a block computes element by element: norms, rotary positions, the gate; forward and gradient by hand.
 
 Each does in a few passes what autograd takes many for, and keeps little more than its inputs. Weights are
-frozen and get no gradient. On a GPU each is one kernel (`gpu`). The plain twins are in `reference`.
+frozen and get no gradient. Where kernels are compiled each is one (`compiled`). The plain twins are in
+`reference`.
 
 Axes: T tokens, D the size of what is normed or of a head, N heads, I the feed-forward width.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from llamafarm.kernels.gpu.choice import is_compiled
+from llamafarm.kernels.compiled import kernels_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,10 @@ class _Normalization(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_TD: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
-        if is_compiled(hidden_TD):
-            from llamafarm.kernels.gpu import elementwise as compiled
-
+        if compiled := kernels_for(hidden_TD, "elementwise"):
             normed_TD, inverse_R = compiled.normalize(hidden_TD, weight_D, epsilon)
             ctx.save_for_backward(hidden_TD, weight_D, inverse_R)
-            return normed_TD
+            return normed_TD  # type: ignore[no-any-return]
         normed_TD = hidden_TD.float()
         size = normed_TD.shape[-1]
         length_T1 = torch.linalg.vector_norm(normed_TD, dim=-1, keepdim=True)
@@ -89,9 +88,7 @@ class _Normalization(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_TD, weight_D, inverse_T1 = ctx.saved_tensors
-        if is_compiled(hidden_TD):
-            from llamafarm.kernels.gpu import elementwise as compiled
-
+        if compiled := kernels_for(hidden_TD, "elementwise"):
             return compiled.normalize_backward(gradients[0], hidden_TD, weight_D, inverse_T1), None, None
         scaled_TD = hidden_TD.float() * inverse_T1
         d_scaled_TD = gradients[0].float() * weight_D
@@ -119,10 +116,9 @@ class _Rotation(torch.autograd.Function):
 def _rotate(
     heads_TND: torch.Tensor, cosine_TE: torch.Tensor, sine_TE: torch.Tensor, *, sign: int
 ) -> torch.Tensor:
-    if is_compiled(heads_TND):
-        from llamafarm.kernels.gpu import elementwise as compiled
-
-        return compiled.rotate(heads_TND, cosine_TE, sine_TE, sign)
+    if compiled := kernels_for(heads_TND, "elementwise"):
+        turned_TND: torch.Tensor = compiled.rotate(heads_TND, cosine_TE, sine_TE, sign)
+        return turned_TND
     half = cosine_TE.shape[-1] // 2
     cosine_T1E, sine_T1E = cosine_TE[:, None, :half], sine_TE[:, None, :half]
     first, second = heads_TND[..., :half], heads_TND[..., half : 2 * half]
@@ -141,19 +137,16 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
         ctx.save_for_backward(gate_TI, up_TI)
         ctx.activation = activation
-        if is_compiled(gate_TI):
-            from llamafarm.kernels.gpu import elementwise as compiled
-
-            return compiled.gate(gate_TI, up_TI, activation.name)
+        if compiled := kernels_for(gate_TI, "elementwise"):
+            gated_TI: torch.Tensor = compiled.gate(gate_TI, up_TI, activation.name)
+            return gated_TI
         return activation.compute(gate_TI).mul_(up_TI)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gate_TI, up_TI = ctx.saved_tensors
         d_gated_TI, activation = gradients[0], ctx.activation
-        if is_compiled(gate_TI):
-            from llamafarm.kernels.gpu import elementwise as compiled
-
+        if compiled := kernels_for(gate_TI, "elementwise"):
             return *compiled.gate_backward(d_gated_TI, gate_TI, up_TI, activation.name), None
         d_up_TI = activation.compute(gate_TI).mul_(d_gated_TI)
         return activation.backward(d_gated_TI * up_TI, gate_TI), d_up_TI, None

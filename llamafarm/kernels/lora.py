@@ -1,7 +1,7 @@
 """Frozen linear layers with LoRA adapters, forward and gradient by hand (arXiv:2106.09685).
 
-Layers that read the same input go together: it is kept once, their gradients of it add up in place, and
-their small products are one. No gradient of a frozen weight is formed, nothing is cast on the way: the
+Layers that read the same input go together: it is kept once, their gradients of it are one sum, and their
+small products are one. No gradient of a frozen weight is formed, nothing is cast on the way: the
 adapters' fp32 weights are rounded once to the numbers of the input. The plain twin is `reference.project`.
 
 Axes: T tokens, I inputs, O outputs, R the ranks of all adapters together, r the rank of one.
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional
+
+from llamafarm.kernels.products import HeldWeight, Term, multiply, multiply_turned
 
 
 class Mask(Protocol):
@@ -26,17 +27,6 @@ class Mask(Protocol):
 
     def draw(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """Return a bool tensor of the input's shape."""
-
-
-class HeldWeight(Protocol):
-    """A frozen weight (O, I) in another form, such as 4 bits: made dense for each product, then let go."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the numbers that it comes in."""
-
-    def dense(self) -> torch.Tensor:
-        """Return it as a tensor (O, I)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,81 +57,146 @@ class Projection:
 
 def project(hidden_TI: torch.Tensor, projections: Sequence[Projection]) -> tuple[torch.Tensor, ...]:
     """Return what each of the layers makes of `hidden_TI`, in order."""
-    factors = [
-        factor for one in projections if one.rank for factor in (one.down_rI, one.up_Or) if factor is not None
-    ]
     outputs: tuple[torch.Tensor, ...] = _Project.apply(  # type: ignore[no-untyped-call]
-        hidden_TI, tuple(projections), *factors
+        hidden_TI, tuple(projections), *halves_of(projections)
     )
     return outputs
 
 
-class _Project(torch.autograd.Function):
-    """All of `project`; the adapters' weights come beside their layers, so that autograd knows them.
+def halves_of(projections: Sequence[Projection]) -> list[torch.Tensor]:
+    """Return both halves of each adapter, in turn, as autograd has to know them."""
+    return [half for one in projections if one.rank for half in (one.down_rI, one.up_Or) if half is not None]
 
-    An adapter's factor goes into its first half, where it is one pass over all adapters of a group. Tensors
-    of ranks are small; on a GPU it is their number that costs, so they are made once, for both passes.
-    """
+
+class _Project(torch.autograd.Function):
+    """All of `project`; the adapters' weights come beside their layers, so that autograd knows them."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TI: torch.Tensor, projections: tuple[Projection, ...], *factors: torch.Tensor
+        ctx: Any, hidden_TI: torch.Tensor, projections: tuple[Projection, ...], *halves: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        adapted = [one for one in projections if one.rank]
-        ctx.groups = _groups_of(adapted)
-        ups = [up_Or.to(hidden_TI.dtype) for up_Or in factors[1::2]]
-        downs, inner = [], [hidden_TI] * len(adapted)
-        for group in ctx.groups:
-            downs.append(_narrow([factors[2 * place] for place in group.places], group, hidden_TI.dtype))
-            seen_TI = hidden_TI if group.mask is None else hidden_TI * group.mask.draw(hidden_TI)
-            inner_TR = functional.linear(seen_TI, downs[-1])
-            for place, inner_Tr in zip(group.places, torch.split(inner_TR, group.ranks, dim=1), strict=True):
-                inner[place] = inner_Tr
-        of_adapted = iter(zip(inner, ups, strict=True))
-        outputs = []
-        for one in projections:
-            if not one.rank:
-                outputs.append(functional.linear(hidden_TI, one.dense_weight(), one.bias_O))
-                continue
-            # The small product first: adding the large one to it is part of that product, and the other way
-            # round it is a pass over memory.
-            output_TO = functional.linear(*next(of_adapted), one.bias_O)
-            outputs.append(output_TO.addmm_(hidden_TI, one.dense_weight().t()))
-        ctx.projections = projections
-        ctx.save_for_backward(hidden_TI if adapted else None, *downs, *ups, *inner)
-        ctx.numbers = [factor.dtype for factor in factors]
+        adapters = Adapters.entered(hidden_TI, projections, halves)
+        outputs = [
+            multiply(terms, bias_O=one.bias_O)
+            for one, terms in zip(projections, adapters.terms(hidden_TI), strict=True)
+        ]
+        ctx.save_for_backward(hidden_TI if halves else None, *adapters.tensors())
+        ctx.projections, ctx.numbers = projections, [half.dtype for half in halves]
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_TI, *saved = ctx.saved_tensors
-        num_groups, num_adapted = len(ctx.groups), len(ctx.numbers) // 2
-        downs, ups, inner = saved[:num_groups], saved[num_groups:-num_adapted], saved[-num_adapted:]
-        of_adapted = [
-            gradient_TO for one, gradient_TO in zip(ctx.projections, gradients, strict=True) if one.rank
+        adapters = Adapters.of_tensors(ctx.projections, saved)
+        found = adapters.backward(hidden_TI, gradients, ctx.numbers, passes_on=ctx.needs_input_grad[0])
+        d_hidden_TI = multiply(found.terms, added_TO=found.added_TI) if found.terms else None
+        return d_hidden_TI, None, *found.d_halves
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Those of the adapters' halves, in turn, and the input's as a sum: of terms, and of what is added."""
+
+    d_halves: list[torch.Tensor]
+    terms: list[Term]
+    added_TI: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """The adapters of layers that read one input, and what came out of their first halves.
+
+    An adapter's factor goes into its first half, where it is one pass over all adapters of a group. Tensors
+    of ranks are small; on a GPU it is their number that costs, so they are made once, for both passes.
+    `downs` have a tensor (R, I) for each group, `ups` (O, r) and `inner` (T, r) one for each adapter.
+    """
+
+    projections: Sequence[Projection]
+    groups: Sequence[_Group]
+    downs: Sequence[torch.Tensor]
+    ups: Sequence[torch.Tensor]
+    inner: Sequence[torch.Tensor]
+
+    @staticmethod
+    def entered(
+        hidden_TI: torch.Tensor, projections: Sequence[Projection], halves: Sequence[torch.Tensor]
+    ) -> Adapters:
+        """Send the input through the first halves; `halves` are both halves of each adapter, in fp32."""
+        groups = _groups_of(projections)
+        ups = [up_Or.to(hidden_TI.dtype) for up_Or in halves[1::2]]
+        downs, inner = [], [hidden_TI] * len(ups)
+        for group in groups:
+            downs.append(_narrow([halves[2 * place] for place in group.places], group, hidden_TI.dtype))
+            seen_TI = hidden_TI if group.mask is None else hidden_TI * group.mask.draw(hidden_TI)
+            inner_TR = multiply([Term(seen_TI, downs[-1])])
+            for place, inner_Tr in zip(
+                group.places, torch.split(inner_TR, list(group.ranks), dim=1), strict=True
+            ):
+                inner[place] = inner_Tr
+        return Adapters(projections, groups, downs, ups, inner)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all tensors, for `of_tensors`."""
+        return [*self.downs, *self.ups, *self.inner]
+
+    @staticmethod
+    def of_tensors(projections: Sequence[Projection], tensors: Sequence[torch.Tensor]) -> Adapters:
+        """Return the adapters that `tensors` are of."""
+        groups, num_adapted = _groups_of(projections), sum(one.rank > 0 for one in projections)
+        ups_from, inner_from = len(groups), len(groups) + num_adapted
+        downs, ups, inner = tensors[:ups_from], tensors[ups_from:inner_from], tensors[inner_from:]
+        return Adapters(projections, groups, downs, ups, inner)
+
+    def terms(self, hidden_TI: torch.Tensor) -> list[list[Term]]:
+        """Return for each layer the terms that its output is the sum of, beside its bias."""
+        of_adapted = iter(zip(self.inner, self.ups, strict=True))
+        return [
+            [*([Term(*next(of_adapted))] if one.rank else []), Term(hidden_TI, one.weight_OI)]
+            for one in self.projections
         ]
-        d_factors: list[torch.Tensor | None] = [None] * len(ctx.numbers)
-        for place, (gradient_TO, inner_Tr) in enumerate(zip(of_adapted, inner, strict=True)):
-            d_factors[2 * place + 1] = (gradient_TO.t() @ inner_Tr).to(ctx.numbers[2 * place + 1])
-        d_hidden_TI: torch.Tensor | None = None
-        for group, downs_RI in zip(ctx.groups, downs, strict=True):
+
+    def backward(
+        self,
+        hidden_TI: torch.Tensor | None,
+        gradients: Sequence[torch.Tensor],
+        numbers: Sequence[torch.dtype],
+        *,
+        passes_on: bool,
+    ) -> Gradients:
+        """Return what follows from the outputs' gradients; no terms if the input gets none.
+
+        `hidden_TI` is None where no layer has an adapter; `numbers` are those that the halves are in.
+        """
+        gradients = [gradient_TO.contiguous() for gradient_TO in gradients]
+        of_adapted = [
+            gradient_TO for one, gradient_TO in zip(self.projections, gradients, strict=True) if one.rank
+        ]
+        d_halves = [torch.empty(0)] * len(numbers)
+        for place, (gradient_TO, inner_Tr) in enumerate(zip(of_adapted, self.inner, strict=True)):
+            d_up_rO = multiply_turned(inner_Tr, gradient_TO)
+            d_halves[2 * place + 1] = d_up_rO.t().to(numbers[2 * place + 1])
+        terms: list[Term] = []
+        added_TI: torch.Tensor | None = None
+        for group, downs_RI in zip(self.groups, self.downs, strict=True):
+            assert hidden_TI is not None
             mask_TI = None if group.mask is None else group.mask.draw(hidden_TI)
-            d_inner_TR = _side_by_side([of_adapted[place] @ ups[place] for place in group.places])
-            d_downs_RI = d_inner_TR.t() @ (hidden_TI if mask_TI is None else hidden_TI * mask_TI)
-            d_downs_RI = d_downs_RI.to(ctx.numbers[2 * group.places[0]]).mul_(group.factor)
-            for place, d_down_rI in zip(group.places, torch.split(d_downs_RI, group.ranks), strict=True):
-                d_factors[2 * place] = d_down_rI
-            if not ctx.needs_input_grad[0]:
-                continue
+            d_inner_TR = _side_by_side([of_adapted[place] @ self.ups[place] for place in group.places])
+            seen_TI = hidden_TI if mask_TI is None else hidden_TI * mask_TI
+            d_downs_RI = multiply_turned(d_inner_TR, seen_TI, group.factor).to(numbers[2 * group.places[0]])
+            for place, d_down_rI in zip(
+                group.places, torch.split(d_downs_RI, list(group.ranks)), strict=True
+            ):
+                d_halves[2 * place] = d_down_rI
             if mask_TI is None:
-                d_hidden_TI = _add_product(d_hidden_TI, d_inner_TR, downs_RI)
-            else:
-                through_TI = (d_inner_TR @ downs_RI).mul_(mask_TI)
-                d_hidden_TI = through_TI if d_hidden_TI is None else d_hidden_TI.add_(through_TI)
-        if ctx.needs_input_grad[0]:  # the large products last, as in the forward pass
-            for one, gradient_TO in zip(ctx.projections, gradients, strict=True):
-                d_hidden_TI = _add_product(d_hidden_TI, gradient_TO, one.dense_weight())
-        return d_hidden_TI, None, *d_factors
+                terms.append(Term(d_inner_TR, downs_RI, along=True))
+            elif passes_on:
+                through_TI = multiply([Term(d_inner_TR, downs_RI, along=True)]).mul_(mask_TI)
+                added_TI = through_TI if added_TI is None else added_TI.add_(through_TI)
+        terms += [
+            Term(gradient_TO, one.weight_OI, along=True)
+            for one, gradient_TO in zip(self.projections, gradients, strict=True)
+        ]
+        return Gradients(d_halves, terms if passes_on else [], added_TI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +212,8 @@ class _Group:
     mask: Mask | None
 
 
-def _groups_of(adapted: Sequence[Projection]) -> list[_Group]:
+def _groups_of(projections: Sequence[Projection]) -> list[_Group]:
+    adapted = [one for one in projections if one.rank]
     shared: dict[float, list[int]] = {}
     groups = []
     for place, one in enumerate(adapted):
@@ -178,11 +234,3 @@ def _narrow(downs: Sequence[torch.Tensor], group: _Group, dtype: torch.dtype) ->
 
 def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def _add_product(
-    sum_TI: torch.Tensor | None, gradient_TO: torch.Tensor, weight_OI: torch.Tensor
-) -> torch.Tensor:
-    if sum_TI is None:
-        return gradient_TO @ weight_OI
-    return sum_TI.addmm_(gradient_TO, weight_OI)

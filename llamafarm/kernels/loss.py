@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from llamafarm.kernels.gpu.choice import is_compiled
+from llamafarm.kernels.compiled import kernels_for
+from llamafarm.kernels.products import Term, multiply
 
 # Positions whose logits exist at once. Fewer read the head's weights more often from memory, more fall out
 # of the caches between the passes over them.
-CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
+CHUNK_POSITIONS = {"cpu": 256, "mps": 512, "cuda": 2048}
+# Products of other numbers of positions take up to a third longer.
+_MULTIPLE = 16
 # What the gradient is multiplied with while it is in fp16, whose smallest numbers are as large as most
 # chances in a vocabulary; bf16 reaches as low as fp32.
 _FP16_FACTOR = 1024.0
@@ -33,7 +36,7 @@ class Head:
 
     def write_logits(self, hidden_CD: torch.Tensor, out_CV: torch.Tensor) -> None:
         """Put the logits into `out_CV`."""
-        torch.mm(hidden_CD, self.weight_VD.t(), out=out_CV)
+        multiply([Term(hidden_CD, self.weight_VD)], out_TO=out_CV)
         if self.scale != 1.0:
             out_CV *= self.scale
         if self.softcap is not None:
@@ -67,7 +70,14 @@ def head_losses(hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) ->
 
 
 def _chunk_size(hidden_SD: torch.Tensor) -> int:
-    return max(min(CHUNK_POSITIONS[hidden_SD.device.type], len(hidden_SD)), 1)
+    num_positions = len(hidden_SD) + -len(hidden_SD) % _MULTIPLE
+    return max(min(CHUNK_POSITIONS[hidden_SD.device.type], num_positions), 1)
+
+
+def _filled_up(tensor_S: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with zeros at its end, so that `_MULTIPLE` divides its positions."""
+    num_fillers = -len(tensor_S) % _MULTIPLE
+    return torch.cat((tensor_S, tensor_S.new_zeros(num_fillers, *tensor_S.shape[1:])))
 
 
 def sum_head_loss(hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) -> torch.Tensor:
@@ -87,23 +97,25 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_SD: torch.Tensor, head: Head, targets_S: torch.Tensor) -> torch.Tensor:
         if not ctx.needs_input_grad[0]:
             return head_losses(hidden_SD, head, targets_S).sum()
-        size = _chunk_size(hidden_SD)
+        num_positions, size = len(hidden_SD), _chunk_size(hidden_SD)
+        hidden_SD, targets_S = _filled_up(hidden_SD), _filled_up(targets_S)
         # One buffer for all chunks: memory that is asked for anew costs more than a pass over it.
         logits_CV = hidden_SD.new_empty(size, len(head.weight_VD))
         d_hidden_SD = torch.empty_like(hidden_SD)
         losses_S = torch.empty_like(targets_S, dtype=torch.float32)
-        is_in_one_pass = is_compiled(hidden_SD)
+        is_in_one_pass = kernels_for(hidden_SD, "loss") is not None
         for start in range(0, len(hidden_SD), size):
             chunk = slice(start, start + size)
             there_CV = logits_CV[: len(targets_S[chunk])]
             to_gradient = _to_gradient_in_one_pass if is_in_one_pass else _to_gradient
             losses_S[chunk] = to_gradient(hidden_SD[chunk], there_CV, targets_S[chunk], head)
-            torch.mm(there_CV, head.weight_VD, out=d_hidden_SD[chunk])
-        ctx.save_for_backward(d_hidden_SD)
+            multiply([Term(there_CV, head.weight_VD, along=True)], out_TO=d_hidden_SD[chunk])
+        ctx.save_for_backward(d_hidden_SD[:num_positions])
         ctx.factor = _factor_of(hidden_SD)
+        losses_S = losses_S[:num_positions]
         if not is_in_one_pass and bool((losses_S > _MOST_LOSS).any()):
             # A chance too small to tell how small: seen in runs that diverge.
-            return head_losses(hidden_SD, head, targets_S).sum()
+            losses_S = head_losses(hidden_SD[:num_positions], head, targets_S[:num_positions])
         return losses_S.sum()
 
     @staticmethod
@@ -119,11 +131,14 @@ def _factor_of(hidden_SD: torch.Tensor) -> float:
 def _to_gradient_in_one_pass(
     hidden_CD: torch.Tensor, logits_CV: torch.Tensor, targets_C: torch.Tensor, head: Head
 ) -> torch.Tensor:
-    """Do what `_to_gradient` does by one kernel on a GPU; the loss is that of the logits, in fp32."""
-    from llamafarm.kernels.gpu.loss import loss_and_gradient
-
-    torch.mm(hidden_CD, head.weight_VD.t(), out=logits_CV)
-    return loss_and_gradient(logits_CV, targets_C, head.scale, head.softcap, _factor_of(hidden_CD))
+    """Do what `_to_gradient` does by one kernel; the loss is that of the logits, in fp32."""
+    multiply([Term(hidden_CD, head.weight_VD)], out_TO=logits_CV)
+    factor = _factor_of(hidden_CD)
+    compiled = kernels_for(hidden_CD, "loss")
+    losses_C: torch.Tensor = compiled.loss_and_gradient(
+        logits_CV, targets_C, head.scale, head.softcap, factor
+    )
+    return losses_C
 
 
 def _to_gradient(

@@ -12,7 +12,7 @@ _FP32_BYTES, _HALF_BYTES, _MASK_BYTES = 4, 2, 1
 # The log-softmax, its gradient and the loss's gradient to it: three tensors (S, V) in fp32 at once.
 _LOSS_BYTES = 3 * _FP32_BYTES
 # Positions whose logits are there at once in training an adapter (`kernels.loss`).
-CHUNK_POSITIONS = {"cpu": 128, "mps": 512, "cuda": 2048}
+CHUNK_POSITIONS = {"cpu": 256, "mps": 512, "cuda": 2048}
 # The most keys for which a query keeps its weights, in the mean over a document (`kernels.layout`).
 KEYS_KEPT = 384
 # What documents are filled up to multiples of, there.
@@ -28,12 +28,14 @@ def saved_by_block_bytes(request: MemoryRequest, pack: PackSize) -> int:
     queries, keys = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     attention = (queries + 2 * keys) * width
     weights = 0
-    if request.device_kind == "cpu":
+    if request.device_kind == "cpu" and request.keeps_attention_weights:
         # At most the square of each document filled up.
         pairs = min(pack.num_pairs + ALIGNED_TOKENS * num_tokens, KEYS_KEPT * num_tokens)
         weights = shape.num_heads * pairs * width
-    else:  # the output, and the logarithm of each softmax's sum
-        attention += queries * width + shape.num_heads * _FP32_BYTES
+    else:  # the logarithm of each softmax's sum, and the output, which an adapter on what reads it keeps too
+        attention += shape.num_heads * _FP32_BYTES
+        is_kept = any(layer.input_name.endswith("o_proj") for layer in request.adapted_layers)
+        attention += 0 if request.is_fused and is_kept else queries * width
     # With a gate: what goes into the activation, what comes out unless the kernels compute it again, and what
     # it is multiplied with.
     feed_forward = (2 + shape.has_gate - request.is_fused) * shape.intermediate_size * width

@@ -51,7 +51,8 @@ class MemoryRequest:
     qlora, whose embeddings and norms are in the numbers that are computed with. `stored_bytes` is what all
     weights take in their files. `process_bytes` is what the process holds before it loads the model, 0 where
     the device has memory of its own. Of the packs the largest counts. The first `checkpointed_blocks` of the
-    model keep their inputs only and are computed again in the backward pass.
+    model keep their inputs only and are computed again in the backward pass. On a processor attention
+    `keeps_attention_weights` where its kernels are not compiled.
     """
 
     shape: ModelShape
@@ -70,6 +71,7 @@ class MemoryRequest:
     stored_bytes: int = 0
     process_bytes: int = 0
     returns_freed_memory: bool = False
+    keeps_attention_weights: bool = True
 
     @property
     def is_full(self) -> bool:

@@ -17,7 +17,7 @@ from llamafarm import terminal
 from llamafarm.data.encoding.pack import pack_rows
 from llamafarm.errors import InputError, OutputError
 from llamafarm.hardware.process import return_freed_memory
-from llamafarm.kernels.gpu.choice import why_not_compiled
+from llamafarm.kernels.compiled import why_not_compiled
 from llamafarm.model.bundle import Bundle, write_bundle
 from llamafarm.model.forward import PackedForward, packed_forward
 from llamafarm.model.weights import Trained, form_of, is_frozen_in, trained_weights, transformer_of
@@ -230,8 +230,9 @@ def _describe_kernels(packed: PackedForward, precision: Precision, kind: str) ->
         return Choice("kernels", "transformers' own", packed.why_plain)
     head = "in chunks" if packed.head is not None else "over all logits"
     why = "held equal to the model's own"
-    if kind == "cuda" and (reason := why_not_compiled(kind)):
-        why += f"; slower than they could be: {reason}"
+    if kind != "mps":
+        reason = why_not_compiled(kind)
+        why += f"; slower than they could be: {reason}" if reason else ", compiled for this machine"
     return Choice("kernels", f"{packed.num_fused} modules, the loss {head}", why)
 
 

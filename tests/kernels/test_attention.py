@@ -15,6 +15,9 @@ from llamafarm.kernels import attention
 from llamafarm.kernels.attention import attend_within_documents
 from llamafarm.kernels.reference import Scores, attend_with_dense_mask, visible_pairs
 
+# The compiled kernel for heads that it takes, that in blocks for the others and once more for all.
+pytestmark = pytest.mark.usefixtures("each_way")
+
 
 def random_heads(
     num_query_heads: int, num_key_heads: int, num_tokens: int, head_size: int, seed: int
@@ -36,7 +39,7 @@ def gradients(output: torch.Tensor, inputs: list[torch.Tensor], seed: int) -> tu
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
     num_key_heads=st.sampled_from([1, 2, 3]),
     num_groups=st.sampled_from([1, 2, 4]),
-    head_size=st.sampled_from([4, 8]),
+    head_size=st.sampled_from([4, 8, 16]),
     sliding_window=st.none() | st.integers(1, 15),
     softcap=st.none() | st.sampled_from([0.5, 2.0, 50.0]),
     scale=st.sampled_from([0.1, 0.35, 1.0]),
@@ -174,3 +177,17 @@ def test_lengths_that_are_not_those_of_the_pack_are_an_error() -> None:
     inputs = random_heads(2, 1, 6, 4, seed=1)
     with pytest.raises(ValueError, match="6 tokens"):
         attend_within_documents(*inputs, [2, 3], Scores(1.0))
+
+
+def test_under_autocast_all_heads_are_in_its_numbers() -> None:
+    """Rotated queries and keys come in fp32 there, values in 16 bits."""
+    query, key, value = random_heads(4, 2, 9, 16, seed=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attend_within_documents(query, key, value.bfloat16(), [4, 5], Scores(0.3))
+    assert output.dtype == torch.bfloat16
+    expected = attend_with_dense_mask(query, key, value, [4, 5], Scores(0.3))
+    found = gradients(output, [query, key, value], 1)
+    assert all(one.dtype == torch.float32 for one in found)
+    wanted = gradients(expected, [query, key, value], 1)
+    for ours, theirs in zip((output, *found), (expected, *wanted), strict=True):
+        assert functional.cosine_similarity(ours.float().flatten(), theirs.flatten(), dim=0) > 0.999

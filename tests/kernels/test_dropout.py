@@ -52,6 +52,15 @@ def test_rows_lose_the_same_elements_however_they_are_packed(
             assert are_same(apart, together)
 
 
+@pytest.mark.parametrize("num_features", [6, 8])
+def test_what_fills_a_pack_up_changes_no_mask_of_its_rows(num_features: int) -> None:
+    """Row -1 is a document at the end of the pack that nobody trains on."""
+    plain = mask_of([3, 4], [5, 8], num_features=num_features)
+    filled = mask_of([3, 4, -1], [5, 8, 3], num_features=num_features)
+    assert are_same(plain, filled)
+    assert filled[-1].shape == (3, num_features)
+
+
 @pytest.mark.parametrize("change", [{"seed": 2}, {"step": 2}, {"layer": "layers.1.q_proj"}])
 def test_another_seed_step_or_layer_loses_others(change: dict[str, int | str]) -> None:
     rows, lengths = [3, 4], [40, 40]

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from llamafarm.kernels import elementwise, reference
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 SHAPES = st.tuples(st.integers(1, 9), st.sampled_from([2, 8, 12, 64]))
 
 

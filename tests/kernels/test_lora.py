@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from torch.nn import functional
 from llamafarm.kernels import lora, reference
 from llamafarm.kernels.dropout import DropoutPlan, RowDropout
 from llamafarm.kernels.lora import Projection
+
+pytestmark = pytest.mark.usefixtures("each_way")
 
 LENGTHS = (5, 8)
 

@@ -18,6 +18,8 @@ from llamafarm.kernels.loss import (
     sum_head_loss,
 )
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 
 @settings(max_examples=40, deadline=None)
 @given(num_positions=st.integers(1, 12), vocabulary=st.integers(2, 30), seed=st.integers(0, 1000))
@@ -139,9 +141,9 @@ def test_the_losses_of_a_head_are_the_cross_entropies_of_its_dense_logits(
         torch.testing.assert_close(losses.sum(), total, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_positions", [1, 127, 128, 129, 256, 300])
+@pytest.mark.parametrize("num_positions", [1, 15, 16, 17, 255, 256, 257, 512, 600])
 def test_a_loss_stands_at_its_own_position_whatever_chunk_it_falls_into(num_positions: int) -> None:
-    assert CHUNK_POSITIONS["cpu"] == 128
+    assert CHUNK_POSITIONS["cpu"] == 256
     hidden = torch.arange(num_positions, dtype=torch.float32)[:, None] / 100
     head = Head(torch.tensor([[0.0], [1.0]]))
     losses = head_losses(hidden, head, torch.zeros(num_positions, dtype=torch.long))

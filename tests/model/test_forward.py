@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from llamafarm.data.encoding.pack import Pack, pack_rows
+from llamafarm.data.encoding.pack import Pack, build_pack, pack_rows
 from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.errors import ModelError
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
@@ -62,7 +62,16 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("Phi3Config", {}),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "n_embd": 32,
+            "n_head": 4,
+            "n_layer": 2,
+            "n_positions": 128,
+            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+        },
+    ),
 }
 
 
@@ -78,10 +87,15 @@ def make_rows(lengths: list[int], vocabulary: int) -> list[EncodedRow]:
     ]
 
 
+def rows_of(pack: Pack) -> tuple[int, ...]:
+    """Return the indices of a pack's rows, without the document that fills it up."""
+    return pack.row_indices[:-1] if pack.num_fillers else pack.row_indices
+
+
 def logits_by_document(model: torch.nn.Module, rows: list[EncodedRow], pack: Pack) -> torch.Tensor:
     """Return the supervised logits, each document by itself and with the attention it was made with."""
     parts = []
-    for index in pack.row_indices:
+    for index in rows_of(pack):
         row = rows[index]
         token_ids = torch.from_numpy(row.token_ids_T.astype(np.int64))[None]
         parts.append(model(input_ids=token_ids).logits[0, np.flatnonzero(row.is_supervised_T[1:])])
@@ -259,6 +273,38 @@ def test_kernels_are_judged_by_the_rounding_of_the_model_itself() -> None:
     assert not shallow.explains(exact * torch.nan, exact)
 
 
+@pytest.mark.parametrize("num_prefix", [0, 32])
+def test_what_fills_a_pack_up_changes_neither_loss_nor_gradients(
+    model: PreTrainedModel, num_prefix: int
+) -> None:
+    adapted, plan = attach_adapter(
+        model, AdapterSettings(4, 8, 0.0 if num_prefix else 0.3, "all-linear"), base_name="base", seed=0
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.1)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    prefix = np.random.default_rng(3).integers(3, 64, num_prefix).astype(np.int32)
+    rows = []
+    for row in make_rows([9, 20, 4], vocabulary=64):
+        marks = np.concatenate((np.zeros(num_prefix + 1, np.bool_), row.is_supervised_T[1:]))
+        rows.append(EncodedRow(np.concatenate((prefix, row.token_ids_T)), marks, row.row_number))
+    pack = build_pack(rows, range(3), num_prefix)
+    filled = pack.filled_up()
+    assert (pack.num_fillers, filled.num_fillers) == (0, 15)
+    results = []
+    adapted.train()
+    with packed_forward(model) as packed:
+        for one in (pack, filled):
+            plan.enter_pack(3, one.row_indices, one.document_lengths, one.supervised_positions_S)
+            loss = packed.sum_loss(one)
+            results.append((loss, *torch.autograd.grad(loss, trained)))
+    for plain, of_filled in zip(*results, strict=True):
+        assert (of_filled - plain).norm() <= 1e-5 * plain.norm() + 1e-6
+
+
 def test_attention_is_restored_after_an_error(fresh_model: Callable[[], PreTrainedModel]) -> None:
     model = fresh_model()
     before = model.config._attn_implementation
@@ -324,8 +370,8 @@ def test_an_adapter_on_the_output_layer_drops_the_same_elements_in_every_pack(
         for pack in pack_rows(rows, range(5), max_pack_tokens):
             plan.enter_pack(3, pack.row_indices, pack.document_lengths, pack.supervised_positions_S)
             logits = supervised_logits(adapted, pack)
-            counts = [rows[index].num_supervised_tokens for index in pack.row_indices]
-            found.update(zip(pack.row_indices, torch.split(logits, counts), strict=True))
+            counts = [rows[index].num_supervised_tokens for index in rows_of(pack)]
+            found.update(zip(rows_of(pack), torch.split(logits, counts), strict=True))
         return found
 
     with torch.no_grad(), packed_forward(model):

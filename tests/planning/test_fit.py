@@ -213,4 +213,4 @@ def test_sizes_to_try_fall_to_the_longest_row(largest: int, longest_row: int) ->
 
 
 def test_devices_prefer_larger_packs_the_faster_they_are() -> None:
-    assert choose_pack_tokens("cpu") < choose_pack_tokens("mps") < choose_pack_tokens("cuda")
+    assert choose_pack_tokens("cpu") <= choose_pack_tokens("mps") < choose_pack_tokens("cuda")

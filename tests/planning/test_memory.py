@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 from llamafarm.data.encoding.pack import Pack, build_pack
 from llamafarm.data.encoding.rows import EncodedRow
 from llamafarm.kernels import layout, loss
+from llamafarm.kernels.attention import keeps_weights
+from llamafarm.kernels.compiled import why_not_compiled
 from llamafarm.kernels.dropout import DropoutPlan
 from llamafarm.model.adapter import AdapterSettings, attach_adapter
 from llamafarm.model.forward import packed_forward
@@ -87,26 +89,10 @@ def saved_by_torch(
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
-    ("targets", "dropout", "num_checkpointed"),
-    [
-        (["q_proj", "v_proj"], 0.0, 0),
-        (ATTENTION, 0.1, 0),
-        ("all-linear", 0.0, 0),
-        ("all-linear", 0.1, 0),
-        (None, 0.0, 0),
-        (ATTENTION, 0.0, 1),
-        ("all-linear", 0.1, 2),
-        (ATTENTION, 0.0, 4),
-        (None, 0.0, 3),
-        (None, 0.0, 4),
-    ],
-)
-def test_the_inventory_is_what_torch_saves(
+def predicted_and_saved(
     architecture: str, precision: str, targets: list[str] | str | None, dropout: float, num_checkpointed: int
-) -> None:
+) -> tuple[int, int]:
+    """The bytes that a step is said to keep for its backward pass, and those that it does keep."""
     torch.manual_seed(0)
     is_full, is_half = targets is None, precision == "bf16"
     base: PreTrainedModel
@@ -138,6 +124,7 @@ def test_the_inventory_is_what_torch_saves(
         training_packs=(size,),
         checkpointed_blocks=num_checkpointed,
         has_dropout=dropout > 0,
+        keeps_attention_weights=keeps_weights("cpu", shape.head_dim),
     )
 
     def autocast() -> AbstractContextManager[object]:
@@ -146,7 +133,43 @@ def test_the_inventory_is_what_torch_saves(
     # Of the three tensors of the loss one is saved, the log-softmax; in chunks, the gradient alone.
     log_softmax = 0 if request.has_known_head else loss_bytes(request, size) // 3
     predicted = saved_bytes(request, size) + log_softmax
-    assert predicted == pytest.approx(saved_by_torch(model, base, plan, pack, request, autocast), rel=0.06)
+    return predicted, saved_by_torch(model, base, plan, pack, request, autocast)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("targets", "dropout", "num_checkpointed"),
+    [
+        (["q_proj", "v_proj"], 0.0, 0),
+        (ATTENTION, 0.1, 0),
+        ("all-linear", 0.0, 0),
+        ("all-linear", 0.1, 0),
+        (None, 0.0, 0),
+        (ATTENTION, 0.0, 1),
+        ("all-linear", 0.1, 2),
+        (ATTENTION, 0.0, 4),
+        (None, 0.0, 3),
+        (None, 0.0, 4),
+    ],
+)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_the_inventory_is_what_torch_saves(
+    architecture: str,
+    precision: str,
+    targets: list[str] | str | None,
+    dropout: float,
+    num_checkpointed: int,
+    is_compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a processor with a compiler, and of one without, where attention keeps its weights."""
+    if not is_compiled:
+        monkeypatch.setattr("llamafarm.kernels.cpu.choice.why_not_compiled", lambda: "no compiler")
+    elif reason := why_not_compiled("cpu"):
+        pytest.skip(reason)
+    predicted, saved = predicted_and_saved(architecture, precision, targets, dropout, num_checkpointed)
+    assert predicted == pytest.approx(saved, rel=0.06)
 
 
 LAYERS = tuple(

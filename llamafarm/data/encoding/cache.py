@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm import __version__, terminal
+from llamafarm.caches import cache_folder
 from llamafarm.data.columns import ColumnWriter, open_columns
 from llamafarm.data.encoding.block import BlockEncoder, EncodedBlock
 from llamafarm.data.reading.records import BadRow, DataReader, FileReport
@@ -35,8 +36,7 @@ _SECONDS_OF_A_DAY = 24 * 3600
 
 def default_folder() -> Path:
     """Return where encoded files are kept, unless a strategy says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llamafarm" / "tokens"
+    return cache_folder("tokens")
 
 
 class TokenCache:

@@ -6,13 +6,16 @@ mathematics. A pack of two documents, S marking the positions whose next token i
     token_ids     a0 a1 a2 a3 b0 b1 b2
     position_ids   0  1  2  3  0  1  2
     S                 ^  ^        ^         predicting a2, a3 and b2
+
+Packs are filled up to a multiple of `MULTIPLE` tokens by a last document that nobody sees or trains on:
+products of other sizes take up to a third longer (in bf16 on a processor, 1,007 rows as long as 1,500).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, overload
 
@@ -25,12 +28,17 @@ from llamafarm.data.encoding.rows import EncodedRow, EncodedRows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MULTIPLE = 16
+# The index in place of a row's for the document that fills a pack up.
+_FILLER = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
     """Documents end to end. Axes: T, tokens; S, supervised positions.
 
-    `row_indices` name the documents' rows, in order, by their index in the list that was packed. With
+    `row_indices` name the documents' rows, in order, by their index in the list that was packed; -1 stands
+    for a last document that fills the pack up. With
     `has_prefix` the first document is no row: it is what all rows of the pack begin with (see `prefixes`),
     and each row's document has the rest of it.
     """
@@ -46,8 +54,14 @@ class Pack:
     @property
     def num_row_tokens(self) -> int:
         """Return the tokens of the pack's rows, a shared prefix counted for each."""
-        num_saved = self.document_lengths[0] * (len(self.row_indices) - 1) if self.has_prefix else 0
-        return self.num_tokens + num_saved
+        num_rows = len(self.row_indices) - bool(self.num_fillers)
+        num_saved = self.document_lengths[0] * (num_rows - 1) if self.has_prefix else 0
+        return self.num_tokens - self.num_fillers + num_saved
+
+    @property
+    def num_fillers(self) -> int:
+        """Return how many tokens fill the pack up."""
+        return self.document_lengths[-1] if self.row_indices[-1] == _FILLER else 0
 
     @property
     def sum_of_squares(self) -> int:
@@ -67,13 +81,27 @@ class Pack:
 
     @property
     def num_tokens(self) -> int:
-        """Return the pack's length in tokens."""
+        """Return the pack's length in tokens, those that fill it up included."""
         return len(self.token_ids_T)
 
     @property
     def num_supervised_tokens(self) -> int:
         """Return how many tokens of the pack are trained on."""
         return len(self.targets_S)
+
+    def filled_up(self) -> Pack:
+        """Return the pack with as many tokens that `MULTIPLE` divides them."""
+        num_fillers = -self.num_tokens % MULTIPLE
+        if not num_fillers:
+            return self
+        return replace(
+            self,
+            token_ids_T=torch.cat((self.token_ids_T, self.token_ids_T.new_zeros(num_fillers))),
+            # From 0 also after a prefix: what a table of positions has for sure.
+            position_ids_T=torch.cat((self.position_ids_T, torch.arange(num_fillers))),
+            document_lengths=(*self.document_lengths, num_fillers),
+            row_indices=(*self.row_indices, _FILLER),
+        )
 
     def to(self, device: torch.device) -> Pack:
         """Return the pack with its tensors on `device`."""
@@ -109,7 +137,8 @@ class Packs(Sequence[Pack]):
         if isinstance(place, slice):
             return Packs(self._rows, self.groups[place], self._prefixes[place])
         group = self.groups[place]
-        return build_pack([self._rows[index] for index in group], group, self._prefixes[place])
+        pack = build_pack([self._rows[index] for index in group], group, self._prefixes[place])
+        return pack.filled_up()
 
     def sizes(self) -> list[tuple[int, int, int]]:
         """Return the tokens of each pack, the supervised ones, and its documents' squared lengths, summed."""

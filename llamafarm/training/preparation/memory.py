@@ -13,6 +13,7 @@ from llamafarm.data.encoding.rows import EncodedRows
 from llamafarm.errors import MachineError
 from llamafarm.hardware.device import Device, available_memory_bytes
 from llamafarm.hardware.process import can_return_freed_memory, resident_memory_bytes
+from llamafarm.kernels.attention import keeps_weights
 from llamafarm.model.hub import ModelSource
 from llamafarm.model.load import Base, load_config
 from llamafarm.model.quantized import may_quantize
@@ -116,6 +117,7 @@ def plan_memory(
         num_trained_biases=num_biases,
         stored_bytes=source.num_bytes,
         process_bytes=resident,
+        keeps_attention_weights=keeps_weights(device.kind, shape.head_dim),
     )
     limit_gb = strategy.hardware.memory_gb
     # What this process holds already is in the plan, and no longer free.

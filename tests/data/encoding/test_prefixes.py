@@ -51,12 +51,14 @@ def test_the_length_that_spares_the_most_is_shared() -> None:
 def test_a_pack_has_a_shared_prefix_once() -> None:
     rows = [with_system(0), with_system(1)]
     (pack,) = packs = pack_rows(rows, range(2), 1000, shares_prefixes=True)
-    assert pack.has_prefix and pack.document_lengths == (64, 37, 36)
-    assert pack.row_indices == (1, 0)
-    assert pack.position_ids_T.tolist() == [*range(64), *range(64, 101), *range(64, 100)]
-    assert pack.num_row_tokens == 201 and pack.num_tokens == 137
-    assert packs.sizes() == [(137, pack.num_supervised_tokens, pack.sum_of_squares)]
-    assert pack.sum_of_squares == 64**2 + (101**2 - 64**2) + (100**2 - 64**2)
+    assert pack.has_prefix and pack.document_lengths == (64, 37, 36, 7)
+    assert pack.row_indices == (1, 0, -1)
+    places = [*range(64), *range(64, 101), *range(64, 100), *range(7)]
+    assert pack.position_ids_T.tolist() == places
+    assert pack.num_row_tokens == 201 and pack.num_tokens == 144
+    of_rows = 64**2 + (101**2 - 64**2) + (100**2 - 64**2)
+    assert packs.sizes() == [(137, pack.num_supervised_tokens, of_rows)]
+    assert pack.sum_of_squares == of_rows + 71**2 - 64**2
     assert not pack_rows(rows, range(2), 1000)[0].has_prefix
 
 
@@ -76,15 +78,20 @@ def test_every_row_comes_once_with_all_that_is_trained_on(
     ]
     plain = pack_rows(rows, range(len(rows)), max_pack_tokens)
     packs = pack_rows(rows, range(len(rows)), max_pack_tokens, shares_prefixes=True)
-    assert sorted(index for pack in packs for index in pack.row_indices) == list(range(len(rows)))
-    for pack, size in zip(packs, packs.sizes(), strict=True):
-        assert size == (pack.num_tokens, pack.num_supervised_tokens, pack.sum_of_squares)
-        assert pack.num_tokens <= max_pack_tokens or len(pack.row_indices) == 1
+    row_indices = [index for pack in packs for index in pack.row_indices if index != -1]
+    assert sorted(row_indices) == list(range(len(rows)))
+    for pack, (num_tokens, num_supervised_tokens, sum_of_squares) in zip(packs, packs.sizes(), strict=True):
+        assert pack.num_tokens == num_tokens + pack.num_fillers
+        prefix = pack.document_lengths[0] if pack.has_prefix else 0
+        of_filler = (prefix + pack.num_fillers) ** 2 - prefix**2
+        assert pack.sum_of_squares == sum_of_squares + of_filler
+        assert pack.num_supervised_tokens == num_supervised_tokens
+        assert num_tokens <= max_pack_tokens or sum(index != -1 for index in pack.row_indices) == 1
         for position, target in zip(pack.supervised_positions_S, pack.targets_S, strict=True):
             assert pack.token_ids_T[position + 1] == target
     for name in ("num_row_tokens", "num_supervised_tokens"):
         assert sum(getattr(pack, name) for pack in packs) == sum(getattr(pack, name) for pack in plain)
-    assert sum(pack.num_tokens for pack in packs) <= sum(pack.num_tokens for pack in plain)
+    assert sum(size[0] for size in packs.sizes()) <= sum(size[0] for size in plain.sizes())
 
 
 @pytest.mark.parametrize("shares_prefixes", [False, True])

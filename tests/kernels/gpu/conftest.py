@@ -19,6 +19,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
         return torch.device("cuda")
     if os.environ.get("TRITON_INTERPRET") != "1":  # looked at when Triton is loaded, whoever loads it
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
-    for name in ("elementwise", "loss", "dropout"):
-        monkeypatch.setattr(f"llamafarm.kernels.{name}.is_compiled", lambda _: True)
+    for owner in ("compiled", "dropout"):
+        monkeypatch.setattr(f"llamafarm.kernels.{owner}.room_of", lambda _: "gpu")
     return torch.device("cpu")

@@ -34,6 +34,13 @@ def test_rows_lose_the_same_elements_however_they_are_packed(device: torch.devic
     assert all(torch.equal(together[row], apart[row]) for row in together)
 
 
+def test_what_fills_a_pack_up_changes_no_mask_of_its_rows(device: torch.device) -> None:
+    """Row -1 is a document at the end of the pack that nobody trains on."""
+    plain = mask_of(device, [3, 4], [5, 8], width=64)
+    filled = mask_of(device, [3, 4, -1], [5, 8, 3], width=64)
+    assert all(torch.equal(plain[row], filled[row]) for row in plain)
+
+
 @pytest.mark.parametrize("change", [{"seed": 2}, {"step": 2}, {"layer": "layers.1.q_proj"}])
 def test_another_seed_step_or_layer_loses_others(device: torch.device, change: dict) -> None:
     one = mask_of(device, [3, 4], [8, 8], width=64)

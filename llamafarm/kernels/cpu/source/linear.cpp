@@ -1,0 +1,248 @@
+// Products of a step's linear layers: several terms in one sum.
+//
+// out (rows, columns) = sum over terms of left (rows, count) times right (count, columns), and a bias, and
+// what is added. A term's right factor lies as a weight does in the forward pass (a row for each column of
+// the output) or as in the backward pass (a row for each place of the sum). It is packed panel by panel for
+// some hundred rows at once, which costs a fiftieth of the product.
+#include <algorithm>
+#include <vector>
+
+#include "products.h"
+#include "workspace.h"
+
+namespace farm {
+
+template <typename Number>
+struct Term {
+    const Number* left;
+    int64_t left_row;
+    const Number* right;
+    int64_t right_row;
+    int64_t count;
+    int64_t is_along;  // a row for each place of the sum
+};
+
+template <typename Number>
+struct Product {
+    int64_t rows, columns, num_terms;
+    const Term<Number>* terms;
+    const Number* bias;   // (columns,) or null
+    const Number* added;  // (rows, columns) or null
+    int64_t added_row;
+    Number* out;
+    int64_t out_row;
+    int64_t num_threads;
+};
+
+constexpr int64_t PANEL_COLUMNS = TILE_VECTORS * LANES;
+// Steps whose packed panel stays in the second cache beside the rows that it meets.
+constexpr int64_t BLOCK_STEPS = 1024;
+constexpr int64_t MOST_ROWS = 88 * TILE_ROWS;
+constexpr int64_t LEAST_ROWS = 8 * TILE_ROWS;
+
+// Part of a term's sum.
+struct Segment {
+    int64_t term, first, steps;
+};
+
+// The terms cut into blocks of at most BLOCK_STEPS steps.
+template <typename Number>
+static std::vector<std::vector<Segment>> blocks_of(const Product<Number>& product) {
+    std::vector<std::vector<Segment>> blocks(1);
+    int64_t room = BLOCK_STEPS;
+    for (int64_t term = 0; term < product.num_terms; term++) {
+        const int64_t steps = product.terms[term].count / Cell<Number>::pair;
+        for (int64_t first = 0; first < steps;) {
+            if (room == 0) {
+                blocks.emplace_back();
+                room = BLOCK_STEPS;
+            }
+            const int64_t taken = std::min(room, steps - first);
+            blocks.back().push_back({term, first, taken});
+            first += taken;
+            room -= taken;
+        }
+    }
+    return blocks;
+}
+
+// Packs columns [column, column + PANEL_COLUMNS) of a segment; zeros beyond the last column.
+template <typename Number>
+static void pack(const Product<Number>& product, const Segment& segment, int64_t column, uint32_t* cells) {
+    constexpr int64_t pair = Cell<Number>::pair;
+    const Term<Number>& term = product.terms[segment.term];
+    const int64_t there = std::min(PANEL_COLUMNS, product.columns - column);
+    if (!term.is_along) {
+        if (there < PANEL_COLUMNS) std::memset(cells, 0, segment.steps * PANEL_COLUMNS * sizeof *cells);
+        const Number* from = term.right + column * term.right_row + segment.first * pair;
+        pack_turned(
+            reinterpret_cast<const uint32_t*>(from), term.right_row / pair, there, segment.steps, cells,
+            PANEL_COLUMNS);
+        return;
+    }
+    for (int64_t step = 0; step < segment.steps; step++) {
+        const Number* from = term.right + (segment.first + step) * pair * term.right_row + column;
+        pack_rows<Number>(from, from + term.right_row, there, PANEL_COLUMNS, cells + step * PANEL_COLUMNS);
+    }
+}
+
+template <typename Number>
+static inline Floats read(const Number* from, int64_t count) {
+    return count >= LANES ? load(from) : load_some(from, count);
+}
+
+template <typename Number>
+static inline void write(Number* to, Floats x, int64_t count) {
+    if (count >= LANES) store(to, x);
+    else store_some(to, x, count);
+}
+
+// What follows the sums (rows, PANEL_COLUMNS) of a tile at `row` and `column` of the output.
+template <typename Number>
+static inline void finish_tile(
+    const Product<Number>& product, const float* sums, int64_t row, int64_t rows, int64_t column) {
+    const int64_t there = std::min(PANEL_COLUMNS, product.columns - column);
+    for (int64_t i = row; i < row + rows; i++, sums += PANEL_COLUMNS)
+        for (int64_t j = 0; j < there; j += LANES) {
+            const int64_t at = column + j, count = there - j;
+            Floats total = load(sums + j);
+            if (product.bias) total += read(product.bias + at, count);
+            if (product.added) total += read(product.added + i * product.added_row + at, count);
+            write(product.out + i * product.out_row + at, total, count);
+        }
+}
+
+// Rows that are one task with a panel: so many that packing is little, and tasks for all threads alike.
+static int64_t choose_rows(int64_t rows, int64_t panels, int64_t threads) {
+    int64_t best = rows;
+    double least = 1e300;
+    const int64_t fewest = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    for (int64_t chunks = fewest; chunks <= fewest + 4 * threads; chunks++) {
+        const int64_t each = up_to((rows + chunks - 1) / chunks, TILE_ROWS);
+        if (chunks > fewest && each < LEAST_ROWS) break;
+        const int64_t turns = ((rows + each - 1) / each * panels + threads - 1) / threads;
+        // In rows of a panel; packing one costs as much as 6 of them.
+        const double cost = double(turns) * double(each + 6);
+        if (cost < least) {
+            least = cost;
+            best = each;
+        }
+    }
+    return best;
+}
+
+template <typename Number>
+static void multiply_task(
+    const Product<Number>& product, const std::vector<std::vector<Segment>>& blocks, int64_t first_row,
+    int64_t rows, int64_t column) {
+    constexpr int64_t pair = Cell<Number>::pair;
+    auto cells = Workspace::take<uint32_t>(0, BLOCK_STEPS * PANEL_COLUMNS);
+    auto sums = Workspace::take<float>(1, (blocks.size() > 1 ? rows : TILE_ROWS) * PANEL_COLUMNS);
+    const bool is_narrow = product.columns - column <= LANES;
+    for (size_t block = 0; block < blocks.size(); block++) {
+        uint32_t* packed = cells;
+        for (const Segment& segment : blocks[block]) {
+            pack(product, segment, column, packed);
+            packed += segment.steps * PANEL_COLUMNS;
+        }
+        for (int64_t i = 0; i < rows; i += TILE_ROWS) {
+            const int64_t tile = std::min<int64_t>(TILE_ROWS, rows - i);
+            float* of_tile = blocks.size() > 1 ? sums + i * PANEL_COLUMNS : sums;
+            bool adds = block > 0;
+            const uint32_t* right = cells;
+            for (const Segment& segment : blocks[block]) {
+                const Term<Number>& term = product.terms[segment.term];
+                const Number* left = term.left + (first_row + i) * term.left_row + segment.first * pair;
+                const Left cells_of{reinterpret_cast<const uint32_t*>(left), term.left_row / pair, 1};
+                (is_narrow ? multiply_rows<Number, 1> : multiply_rows<Number, TILE_VECTORS>)(
+                    tile, cells_of, right, PANEL_COLUMNS, segment.steps, of_tile, PANEL_COLUMNS, adds);
+                right += segment.steps * PANEL_COLUMNS;
+                adds = true;
+            }
+            if (block + 1 == blocks.size()) finish_tile(product, of_tile, first_row + i, tile, column);
+        }
+    }
+}
+
+template <typename Number>
+static void multiply_all(const Product<Number>& product) {
+    if (product.rows == 0 || product.columns == 0) return;
+    const auto blocks = blocks_of(product);
+    const int64_t panels = (product.columns + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
+    const int64_t each = choose_rows(product.rows, panels, product.num_threads);
+    const int64_t chunks = (product.rows + each - 1) / each;
+#pragma omp parallel for num_threads(int(product.num_threads)) schedule(dynamic, 1)
+    for (int64_t task = 0; task < chunks * panels; task++) {
+        const int64_t first = task % chunks * each;
+        multiply_task(
+            product, blocks, first, std::min(each, product.rows - first),
+            task / chunks * PANEL_COLUMNS);
+    }
+}
+
+// out (left_columns, right_columns), in fp32 = left (tokens, left_columns) turned, times right (tokens,
+// right_columns), times `factor`: the gradient of an adapter's half.
+template <typename Number>
+static void multiply_turned(
+    const Number* left, int64_t left_row, int64_t left_columns, const Number* right, int64_t right_row,
+    int64_t right_columns, int64_t tokens, float factor, float* out, int num_threads) {
+    constexpr int64_t pair = Cell<Number>::pair;
+    if (tokens == 0) {
+        std::fill(out, out + left_columns * right_columns, 0.0f);
+        return;
+    }
+    const int64_t steps = (tokens + pair - 1) / pair, block = std::min(steps, BLOCK_STEPS);
+    std::vector<uint32_t> turned(steps * left_columns);
+    for (int64_t step = 0; step < steps; step++) {
+        const Number* from = left + step * pair * left_row;
+        pack_rows<Number>(
+            from, step * pair + 1 < tokens ? from + left_row : nullptr, left_columns, left_columns,
+            turned.data() + step * left_columns);
+    }
+    const int64_t panels = (right_columns + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
+#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1)
+    for (int64_t panel = 0; panel < panels; panel++) {
+        auto cells = Workspace::take<uint32_t>(0, BLOCK_STEPS * PANEL_COLUMNS);
+        auto sums = Workspace::take<float>(1, left_columns * PANEL_COLUMNS);
+        const int64_t column = panel * PANEL_COLUMNS, there = std::min(PANEL_COLUMNS, right_columns - column);
+        for (int64_t first = 0; first < steps; first += block) {
+            const int64_t taken = std::min(block, steps - first);
+            for (int64_t step = 0; step < taken; step++) {
+                const int64_t token = (first + step) * pair;
+                const Number* from = right + token * right_row + column;
+                pack_rows<Number>(
+                    from, token + 1 < tokens ? from + right_row : nullptr, there, PANEL_COLUMNS,
+                    cells + step * PANEL_COLUMNS);
+            }
+            multiply_rows<Number, TILE_VECTORS>(
+                left_columns, {turned.data() + first * left_columns, 1, left_columns}, cells, PANEL_COLUMNS,
+                taken, sums, PANEL_COLUMNS, first > 0);
+        }
+        for (int64_t i = 0; i < left_columns; i++)
+            for (int64_t j = 0; j < there; j++)
+                out[i * right_columns + column + j] = sums[i * PANEL_COLUMNS + j] * factor;
+    }
+}
+
+}  // namespace farm
+
+extern "C" {
+
+void product_float(const farm::Product<float>* product) { farm::multiply_all(*product); }
+
+void product_turned_float(
+    const float* left, int64_t left_row, int64_t left_columns, const float* right, int64_t right_row,
+    int64_t right_columns, int64_t tokens, float factor, float* out, int num_threads) {
+    farm::multiply_turned(
+        left, left_row, left_columns, right, right_row, right_columns, tokens, factor, out, num_threads);
+}
+
+#if defined(__AVX512BF16__)
+void product_turned_bfloat(
+    const farm::Bfloat* left, int64_t left_row, int64_t left_columns, const farm::Bfloat* right,
+    int64_t right_row, int64_t right_columns, int64_t tokens, float factor, float* out, int num_threads) {
+    farm::multiply_turned(
+        left, left_row, left_columns, right, right_row, right_columns, tokens, factor, out, num_threads);
+}
+#endif
+}

@@ -100,6 +100,7 @@ def floor_seconds(
     """Return the seconds and the operations of the products of packs: each is tokens, supervised tokens."""
     hidden, layer = config.hidden_size, _widths(config)
     seconds, operations = 0.0, 0.0
+    _seconds_of.cache_clear()  # the machine's speed changes: each call times every shape anew
 
     def add(times: int, num_rows: int, width_in: int, width_out: int) -> None:
         nonlocal seconds, operations

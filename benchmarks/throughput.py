@@ -85,6 +85,9 @@ def run_tool(
 
 def take_turns(folder: Path, options: argparse.Namespace) -> tuple[dict[str, list[dict[str, Any]]], bool]:
     """Return what each tool took in each round, and whether one failed: it has no further turn."""
+    from throughput_table import floor_of
+
+    settings = json.loads((folder / "settings.json").read_text())
     results: dict[str, list[dict[str, Any]]] = {tool: [] for tool in options.tools.split(",")}
     failed: set[str] = set()
     for _ in range(options.rounds):
@@ -95,6 +98,8 @@ def take_turns(folder: Path, options: argparse.Namespace) -> tuple[dict[str, lis
                 failed.add(tool)
                 terminal.result(f"{tool} failed:\n{error}")
             else:
+                if tool == "ours" and options.device == "cpu":
+                    found["floor"] = floor_of(found, settings, options)
                 results[tool].append(found)
                 terminal.say(f"{tool} {found['seconds']:.1f} s")
                 keep_record(results, options)

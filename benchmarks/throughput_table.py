@@ -21,6 +21,7 @@ from transformers import LlamaConfig
 
 from benchmarks.gemm_floor import floor_seconds, measure_gpu_peak, measure_peak, model_flops
 from llamafarm import terminal
+from llamafarm.data.encoding.pack import MULTIPLE
 
 _MIB = 2**20
 _FIRST_STEPS = 2
@@ -98,7 +99,7 @@ def show(
     for tool, runs in found.items():
         terminal.result(f"{tool}: {runs[0]['told']}")
     if "ours" in found and options.device == "cpu":
-        show_floor(found["ours"], config, options, peaks)
+        show_floor(found["ours"], peaks)
 
 
 def median_of(runs: Runs, num_tokens: int, flops_of: FlopsOf) -> dict[str, float]:
@@ -141,19 +142,32 @@ def align(table: list[list[str]]) -> list[str]:
     ]
 
 
-def show_floor(
-    runs: Runs, config: LlamaConfig, options: argparse.Namespace, peaks: tuple[float, float]
-) -> None:
-    """Print what part of the time of ours its matrix products take alone, at their shapes."""
-    from benchmarks.throughput_work import TARGETS
+def floor_of(
+    run: dict[str, Any], settings: dict[str, Any], options: argparse.Namespace
+) -> tuple[float, float]:
+    """Return the seconds and the operations of the products of a run of ours, timed now.
 
+    At the shapes that it has: packs and the head's positions are filled up to what products like best.
+    """
+    packs = [(up_to(tokens), up_to(supervised)) for tokens, supervised, _ in run["packs"]]
+    config = LlamaConfig.from_pretrained(settings["model"])
+    return floor_seconds(config, packs, options.rank, settings["target_modules"], dtype_of(options))
+
+
+def up_to(count: int) -> int:
+    """Return a count of rows as it is multiplied."""
+    return -(-count // MULTIPLE) * MULTIPLE
+
+
+def show_floor(runs: Runs, peaks: tuple[float, float]) -> None:
+    """Print what part of the time of ours its matrix products take alone, each timed beside its run."""
+    floors = [run["floor"] for run in runs]
+    parts = sorted(floor / run["seconds"] for run, (floor, _) in zip(runs, floors, strict=True))
     seconds = statistics.median(run["seconds"] for run in runs)
-    packs = [tuple(size[:2]) for size in runs[0]["packs"]]
-    floor, operations = floor_seconds(
-        config, packs, options.rank, TARGETS[options.targets], dtype_of(options)
-    )
+    operations = floors[0][1]
     terminal.result(
-        f"GEMM floor of ours {floor:.1f} s: {floor / seconds:.0%} of its time; "
+        f"GEMM floor of ours {statistics.median(floor for floor, _ in floors):.1f} s: "
+        f"{statistics.median(parts):.0%} of its time ({parts[0]:.0%} to {parts[-1]:.0%}); "
         f"{operations / seconds / 1e9:,.0f} GFLOP/s, {operations / seconds / max(peaks):.0%} of the peak, "
         f"{peaks[0] / 1e9:,.0f} before and {peaks[1] / 1e9:,.0f} after"
     )

@@ -12,7 +12,7 @@ from llamafarm.kernels.products import Term, multiply, multiply_turned
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
-COUNTS = st.sampled_from([1, 2, 7, 16, 33, 64, 100, 1100, 2500])
+COUNTS = st.sampled_from([1, 2, 7, 16, 33, 64, 100, 1100, 2500, 9000])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
 
@@ -29,7 +29,7 @@ def assert_close(found: torch.Tensor, exact: torch.Tensor, num_roundings: int) -
 @settings(max_examples=60, deadline=None)
 @given(
     num_rows=st.sampled_from([1, 5, 6, 13, 64, 200]),
-    num_columns=st.sampled_from([1, 3, 16, 40, 64, 65, 130]),
+    num_columns=st.sampled_from([1, 3, 16, 40, 64, 65, 130, 300]),
     terms=st.lists(st.tuples(COUNTS, st.booleans(), st.booleans()), min_size=1, max_size=4),
     has_bias=st.booleans(),
     is_added=st.booleans(),

@@ -21,6 +21,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "normalize": [_POINTER] * 4 + [_COUNT] * 3 + [_FLOAT, _THREADS],
     "normalize_backward": [_POINTER] * 5 + [_COUNT] * 4 + [_THREADS],
     "product": [_POINTER],
+    "product_deep": [_POINTER],
     "product_turned": [_POINTER, _COUNT, _COUNT] * 2 + [_COUNT, _FLOAT, _POINTER, _THREADS],
     "rotate": [_POINTER] * 4 + [_COUNT] * 4 + [_POINTER, _FLOAT, _THREADS],
 }

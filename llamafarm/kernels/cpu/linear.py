@@ -1,8 +1,8 @@
 """Sums of products on a processor, each in one pass; contracts as in `products`.
 
 In fp32 they take half the time of torch's on AMD's processors (480 to 220 GFLOP/s on two cores of Zen 5) and
-no more on others. In bf16 torch's are as fast, and faster where a processor has tiles for them: only the
-gradients of adapters, long and narrow, are computed here.
+no more on others. In bf16 torch's are as fast, and faster where a processor has tiles for them: only what
+torch is slow at is computed here, the gradients of adapters and the head's backward pass.
 
 Axes: T tokens, K what is summed over, O outputs, I the feed-forward width, R ranks of adapters.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from llamafarm.kernels.products import Term
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+# From so many numbers in a sum on, its left factor falls out of the caches between two panels of columns.
+_DEEP = 8192
+_COLUMNS_FOR_A_THREAD = 64
 
 
 class _Term(ctypes.Structure):
@@ -57,7 +62,9 @@ class _Product(ctypes.Structure):
 def can_multiply(terms: Sequence[Term], *, turned: bool = False) -> bool:
     """Return whether these terms are summed here; `turned` asks for `multiply_turned`."""
     dtype = terms[0].left_TK.dtype
-    if not is_compiled(terms[0].left_TK) or not has("product_turned" if turned else "product", dtype):
+    if not is_compiled(terms[0].left_TK) or not has("product_turned", dtype):
+        return False
+    if dtype != torch.float32 and not turned and not (_is_deep(terms) and not _has_tiles()):
         return False
     return all(
         isinstance(right, torch.Tensor)
@@ -65,6 +72,27 @@ def can_multiply(terms: Sequence[Term], *, turned: bool = False) -> bool:
         and left_TK.stride(1) == right.stride(1) == 1
         for left_TK, right, _ in terms
     )
+
+
+def _is_deep(terms: Sequence[Term]) -> bool:
+    """Return whether a sum is that of the head's backward pass, and wide enough for all threads."""
+    left_TK, right, along = terms[0]
+    if (
+        len(terms) > 1
+        or not along
+        or left_TK.shape[1] < _DEEP
+        or left_TK.shape[1] % 2
+        or left_TK.stride(0) % 2
+    ):
+        return False
+    assert isinstance(right, torch.Tensor)
+    return right.shape[1] >= _COLUMNS_FOR_A_THREAD * torch.get_num_threads()
+
+
+@cache
+def _has_tiles() -> bool:
+    """Return whether the processor multiplies 16 bits by tiles (AMX), which torch's products know."""
+    return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
 
 
 def multiply(
@@ -91,7 +119,7 @@ def multiply(
         out_row=out_TO.stride(0),
         num_threads=torch.get_num_threads(),
     )
-    call("product", out_TO.dtype, ctypes.byref(product))
+    call("product_deep" if _is_deep(terms) else "product", out_TO.dtype, ctypes.byref(product))
     return out_TO
 
 

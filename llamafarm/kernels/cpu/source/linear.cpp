@@ -97,14 +97,14 @@ static inline void write(Number* to, Floats x, int64_t count) {
     else store_some(to, x, count);
 }
 
-// What follows the sums (rows, PANEL_COLUMNS) of a tile at `row` and `column` of the output.
+// Writes sums (rows, columns) that lie `sums_row` apart to the output at `row` and `column`, with what is added.
 template <typename Number>
-static inline void finish_tile(
-    const Product<Number>& product, const float* sums, int64_t row, int64_t rows, int64_t column) {
-    const int64_t there = std::min(PANEL_COLUMNS, product.columns - column);
-    for (int64_t i = row; i < row + rows; i++, sums += PANEL_COLUMNS)
-        for (int64_t j = 0; j < there; j += LANES) {
-            const int64_t at = column + j, count = there - j;
+static inline void finish(
+    const Product<Number>& product, const float* sums, int64_t sums_row, int64_t row, int64_t rows,
+    int64_t column, int64_t columns) {
+    for (int64_t i = row; i < row + rows; i++, sums += sums_row)
+        for (int64_t j = 0; j < columns; j += LANES) {
+            const int64_t at = column + j, count = columns - j;
             Floats total = load(sums + j);
             if (product.bias) total += read(product.bias + at, count);
             if (product.added) total += read(product.added + i * product.added_row + at, count);
@@ -138,7 +138,8 @@ static void multiply_task(
     constexpr int64_t pair = Cell<Number>::pair;
     auto cells = Workspace::take<uint32_t>(0, BLOCK_STEPS * PANEL_COLUMNS);
     auto sums = Workspace::take<float>(1, (blocks.size() > 1 ? rows : TILE_ROWS) * PANEL_COLUMNS);
-    const bool is_narrow = product.columns - column <= LANES;
+    const int64_t there = std::min(PANEL_COLUMNS, product.columns - column);
+    const bool is_narrow = there <= LANES;
     for (size_t block = 0; block < blocks.size(); block++) {
         uint32_t* packed = cells;
         for (const Segment& segment : blocks[block]) {
@@ -159,8 +160,53 @@ static void multiply_task(
                 right += segment.steps * PANEL_COLUMNS;
                 adds = true;
             }
-            if (block + 1 == blocks.size()) finish_tile(product, of_tile, first_row + i, tile, column);
+            if (block + 1 == blocks.size()) finish(product, of_tile, PANEL_COLUMNS, first_row + i, tile, column, there);
         }
+    }
+}
+
+// multiply_rows for as many vectors of columns as there are.
+template <typename Number>
+static inline void multiply_columns(
+    int64_t vectors, int64_t rows, Left left, const uint32_t* right, int64_t right_step, int64_t steps,
+    float* sums, int64_t sums_row) {
+    while (vectors >= TILE_VECTORS) {
+        multiply_rows<Number, TILE_VECTORS>(rows, left, right, right_step, steps, sums, sums_row, true);
+        right += PANEL_COLUMNS, sums += PANEL_COLUMNS, vectors -= TILE_VECTORS;
+    }
+    while (vectors >= 2) {
+        multiply_rows<Number, 2>(rows, left, right, right_step, steps, sums, sums_row, true);
+        right += 2 * LANES, sums += 2 * LANES, vectors -= 2;
+    }
+    if (vectors) multiply_rows<Number, 1>(rows, left, right, right_step, steps, sums, sums_row, true);
+}
+
+// A sum so deep that the left factor falls out of the caches before the next panel: all of it goes by once,
+// in slices, and a thread's part of the columns is summed up meanwhile. That of the head's backward pass.
+template <typename Number>
+static void multiply_deep(const Product<Number>& product) {
+    constexpr int64_t pair = Cell<Number>::pair, most = 128;
+    const Term<Number>& term = product.terms[0];
+    const int64_t steps = term.count / pair, vectors = (product.columns + LANES - 1) / LANES;
+    const int64_t parts = std::min(vectors, product.num_threads);
+#pragma omp parallel for num_threads(int(product.num_threads)) schedule(static, 1)
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t first = vectors * part / parts * LANES, end = vectors * (part + 1) / parts * LANES;
+        const int64_t width = end - first, there = std::min(end, product.columns) - first;
+        auto cells = Workspace::take<uint32_t>(0, most * width);
+        auto sums = Workspace::take<float>(1, product.rows * width);
+        std::fill(sums, sums + product.rows * width, 0.0f);
+        for (int64_t step = 0; step < steps; step += most) {
+            const int64_t taken = std::min(most, steps - step);
+            for (int64_t i = 0; i < taken; i++) {
+                const Number* from = term.right + (step + i) * pair * term.right_row + first;
+                pack_rows<Number>(from, from + term.right_row, there, width, cells + i * width);
+            }
+            const auto left = reinterpret_cast<const uint32_t*>(term.left + step * pair);
+            multiply_columns<Number>(
+                width / LANES, product.rows, {left, term.left_row / pair, 1}, cells, width, taken, sums, width);
+        }
+        finish(product, sums, width, 0, product.rows, first, there);
     }
 }
 
@@ -237,7 +283,11 @@ void product_turned_float(
         left, left_row, left_columns, right, right_row, right_columns, tokens, factor, out, num_threads);
 }
 
+void product_deep_float(const farm::Product<float>* product) { farm::multiply_deep(*product); }
+
 #if defined(__AVX512BF16__)
+void product_deep_bfloat(const farm::Product<farm::Bfloat>* product) { farm::multiply_deep(*product); }
+
 void product_turned_bfloat(
     const farm::Bfloat* left, int64_t left_row, int64_t left_columns, const farm::Bfloat* right,
     int64_t right_row, int64_t right_columns, int64_t tokens, float factor, float* out, int num_threads) {

@@ -85,7 +85,9 @@ def strategy_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "data_preprocessing": {"shuffle": False},
         "hardware": {
             "device": settings["device"],
-            "optimization": {"mixed_precision": settings["precision"]},
+            "optimization": {
+                "mixed_precision": "no" if settings["precision"] == "fp32" else settings["precision"]
+            },
         },
         "method": {
             "type": settings["method"],

@@ -92,6 +92,7 @@ def _describe(device: Device, machine: Machine, measure: Measure, *, is_first: b
         **_capability(device),
         "precision": f"{chosen.name}: {chosen.why}",
         "products": products,
+        **(_compiled_kernels(device.kind) if is_first else {}),
         "guide": describe_device_row(device.kind, device.name, device.memory_gb),
     }
 
@@ -100,6 +101,16 @@ def _capability(device: Device) -> dict[str, str]:
     if device.gpu is None or device.gpu.compute_capability is None or device.gpu.is_rocm:
         return {}
     return {"compute capability": ".".join(map(str, device.gpu.compute_capability))}
+
+
+def _compiled_kernels(kind: str) -> dict[str, str]:
+    """Return whether a run's kernels can be compiled for a kind of device, and why not."""
+    from llamafarm.kernels.compiled import why_not_compiled
+
+    if kind == "mps":
+        return {}
+    reason = why_not_compiled(kind)
+    return {"kernels": f"torch's, slower: {reason}" if reason else "compiled for this machine"}
 
 
 def _measure_products(kind: str, names: list[str], measure: Measure) -> str:

@@ -21,7 +21,7 @@ def room_of(tensor: torch.Tensor) -> str | None:
 
 
 def kernels_for(tensor: torch.Tensor, kind: Literal["elementwise", "loss"]) -> Any:
-    """Return the module with a kind of kernels for this tensor, or None. Both rooms' are called alike."""
+    """Return the module with these kernels for a tensor, or None. Both rooms have the same functions."""
     room = room_of(tensor)
     return None if room is None else import_module(f"llamafarm.kernels.{room}.{kind}")
 

@@ -58,12 +58,12 @@ class Projection:
 def project(hidden_TI: torch.Tensor, projections: Sequence[Projection]) -> tuple[torch.Tensor, ...]:
     """Return what each of the layers makes of `hidden_TI`, in order."""
     outputs: tuple[torch.Tensor, ...] = _Project.apply(  # type: ignore[no-untyped-call]
-        hidden_TI, tuple(projections), *halves_of(projections)
+        hidden_TI, tuple(projections), *_halves_of(projections)
     )
     return outputs
 
 
-def halves_of(projections: Sequence[Projection]) -> list[torch.Tensor]:
+def _halves_of(projections: Sequence[Projection]) -> list[torch.Tensor]:
     """Return both halves of each adapter, in turn, as autograd has to know them."""
     return [half for one in projections if one.rank for half in (one.down_rI, one.up_Or) if half is not None]
 
@@ -75,7 +75,7 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_TI: torch.Tensor, projections: tuple[Projection, ...], *halves: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        adapters = Adapters.entered(hidden_TI, projections, halves)
+        adapters = _Adapters.entered(hidden_TI, projections, halves)
         outputs = [
             multiply(terms, bias_O=one.bias_O)
             for one, terms in zip(projections, adapters.terms(hidden_TI), strict=True)
@@ -87,14 +87,14 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_TI, *saved = ctx.saved_tensors
-        adapters = Adapters.of_tensors(ctx.projections, saved)
+        adapters = _Adapters.of_tensors(ctx.projections, saved)
         found = adapters.backward(hidden_TI, gradients, ctx.numbers, passes_on=ctx.needs_input_grad[0])
         d_hidden_TI = multiply(found.terms, added_TO=found.added_TI) if found.terms else None
         return d_hidden_TI, None, *found.d_halves
 
 
 @dataclass(frozen=True, slots=True)
-class Gradients:
+class _Gradients:
     """Those of the adapters' halves, in turn, and the input's as a sum: of terms, and of what is added."""
 
     d_halves: list[torch.Tensor]
@@ -103,7 +103,7 @@ class Gradients:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapters:
+class _Adapters:
     """The adapters of layers that read one input, and what came out of their first halves.
 
     An adapter's factor goes into its first half, where it is one pass over all adapters of a group. Tensors
@@ -120,7 +120,7 @@ class Adapters:
     @staticmethod
     def entered(
         hidden_TI: torch.Tensor, projections: Sequence[Projection], halves: Sequence[torch.Tensor]
-    ) -> Adapters:
+    ) -> _Adapters:
         """Send the input through the first halves; `halves` are both halves of each adapter, in fp32."""
         groups = _groups_of(projections)
         ups = [up_Or.to(hidden_TI.dtype) for up_Or in halves[1::2]]
@@ -133,19 +133,19 @@ class Adapters:
                 group.places, torch.split(inner_TR, list(group.ranks), dim=1), strict=True
             ):
                 inner[place] = inner_Tr
-        return Adapters(projections, groups, downs, ups, inner)
+        return _Adapters(projections, groups, downs, ups, inner)
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all tensors, for `of_tensors`."""
         return [*self.downs, *self.ups, *self.inner]
 
     @staticmethod
-    def of_tensors(projections: Sequence[Projection], tensors: Sequence[torch.Tensor]) -> Adapters:
+    def of_tensors(projections: Sequence[Projection], tensors: Sequence[torch.Tensor]) -> _Adapters:
         """Return the adapters that `tensors` are of."""
         groups, num_adapted = _groups_of(projections), sum(one.rank > 0 for one in projections)
         ups_from, inner_from = len(groups), len(groups) + num_adapted
         downs, ups, inner = tensors[:ups_from], tensors[ups_from:inner_from], tensors[inner_from:]
-        return Adapters(projections, groups, downs, ups, inner)
+        return _Adapters(projections, groups, downs, ups, inner)
 
     def terms(self, hidden_TI: torch.Tensor) -> list[list[Term]]:
         """Return for each layer the terms that its output is the sum of, beside its bias."""
@@ -162,7 +162,7 @@ class Adapters:
         numbers: Sequence[torch.dtype],
         *,
         passes_on: bool,
-    ) -> Gradients:
+    ) -> _Gradients:
         """Return what follows from the outputs' gradients; no terms if the input gets none.
 
         `hidden_TI` is None where no layer has an adapter; `numbers` are those that the halves are in.
@@ -196,12 +196,12 @@ class Adapters:
             Term(gradient_TO, one.weight_OI, along=True)
             for one, gradient_TO in zip(self.projections, gradients, strict=True)
         ]
-        return Gradients(d_halves, terms if passes_on else [], added_TI)
+        return _Gradients(d_halves, terms if passes_on else [], added_TI)
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Adapters whose first halves are one product: without dropout all of one factor, else each by itself.
+    """_Adapters whose first halves are one product: without dropout all of one factor, else each by itself.
 
     `places` are theirs among the adapters of a call.
     """

@@ -1,4 +1,4 @@
-"""Sums of matrix products, and what follows them: by torch, or compiled, where one pass has all of it.
+"""Sums of matrix products: by torch, or compiled where torch is slow.
 
 Axes: T tokens, K what is summed over, O outputs, I the feed-forward width, R ranks of adapters.
 """
@@ -69,8 +69,8 @@ def multiply(
 
 
 def multiply_turned(left_TR: torch.Tensor, right_TO: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
-    """Return left.T times right times `factor`, (R, O): in fp32 where it is compiled, else as they are."""
+    """Return left.T times right times `factor`, (R, O) in fp32."""
     if compiled := products_for([Term(left_TR, right_TO, along=True)], turned=True):
         return compiled.multiply_turned(left_TR, right_TO, factor)  # type: ignore[no-any-return]
-    product_RO = left_TR.t() @ right_TO
+    product_RO = (left_TR.t() @ right_TO).float()
     return product_RO if factor == 1.0 else product_RO.mul_(factor)

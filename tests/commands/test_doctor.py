@@ -38,6 +38,21 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert {tool["name"] for tool in record["tools"]} == {"bitsandbytes", "xllamacpp", "Ollama"}
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (None, "compiled for this machine"),
+        ("there is no C++ compiler", "torch's, slower: there is no C++ compiler"),
+    ],
+)
+def test_whether_kernels_are_compiled_is_told(
+    reason: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafarm.kernels.cpu.choice.why_not_compiled", lambda: reason)
+    (device,) = describe_devices(PLAIN, lambda kind, name: 1e9)
+    assert device["kernels"] == told
+
+
 GIB = 2**30
 PLAIN = Machine("Linux", "x86_64", "Some CPU", 8, frozenset({"avx2"}), 16 * GIB, 12 * GIB)
 RTX_3090 = Gpu("cuda", "NVIDIA GeForce RTX 3090", 24 * GIB, 23 * GIB, (8, 6), has_bf16=True)

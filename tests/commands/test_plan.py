@@ -65,7 +65,7 @@ def test_the_plan_as_json(record_of: Callable[..., dict[str, Any]], tmp_path: Pa
     assert record["memory"]["available_bytes"] == 4 * 2**30
     assert record["memory"]["fits"] and record["proposal"] is None and record["probe"] is None
     assert (record["num_rows"], record["rows_per_step"], record["num_steps"]) == (12, 4, 6)
-    assert (record["pack_tokens"], record["checkpointed_blocks"]) == (1024, 0)
+    assert (record["pack_tokens"], record["checkpointed_blocks"]) == (2048, 0)
     assert record["seconds"] > 0 and record["flops"] > 0
     assert record["disk_bytes"]["total"] == sum(
         record["disk_bytes"][part] for part in ("checkpoints", "final_model", "export")

@@ -62,7 +62,8 @@ static void attend(
     auto weights = Workspace::take<Number>(3, block * keys.padded);
     auto sums = Workspace::take<float>(4, block * size);
     float totals[QUERIES];
-    for (int64_t head = task.key_head * settings.group(); head < (task.key_head + 1) * settings.group(); head++)
+    const int64_t first_head = task.key_head * settings.group();
+    for (int64_t head = first_head; head < first_head + settings.group(); head++)
         for (int64_t start = 0; start < keys.own; start += block) {
             const int64_t rows = std::min(block, keys.own - start), place = keys.prefix + start;
             const int64_t first = Seen(settings, place).first / LANES * LANES;
@@ -71,7 +72,8 @@ static void attend(
             Left queries{
                 reinterpret_cast<const uint32_t*>(query.of(token, head)), query.token / pair, 1};
             multiply<Number>(
-                rows, columns, size / pair, queries, keys_across + first, keys.padded, scores, columns, false);
+                rows, columns, size / pair, queries, keys_across + first, keys.padded, scores, columns,
+                false);
             for (int64_t row = 0; row < rows; row++) {
                 Seen seen(settings, place + row);
                 float peak;
@@ -82,7 +84,8 @@ static void attend(
             }
             Left given{reinterpret_cast<const uint32_t*>(weights), columns / pair, 1};
             multiply<Number>(
-                rows, size, columns / pair, given, values_along + first / pair * size, size, sums, size, false);
+                rows, size, columns / pair, given, values_along + first / pair * size, size, sums, size,
+                false);
             for (int64_t row = 0; row < rows; row++) {
                 Number* to = output.of(token + row, head);
                 for (int64_t d = 0; d < size; d += LANES)

@@ -54,7 +54,8 @@ static void score_gradients(
                 store(d_scores + start * columns + j, gradient[0]);
             } else {
                 Halves low = to_halves(gradient[0]), high = to_halves(gradient[1]);
-                Words cells = __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16;
+                Words cells =
+                    __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16;
                 std::memcpy(turned + at, &cells, sizeof cells);
                 std::memcpy(d_scores + start * columns + j, &low, sizeof low);
                 std::memcpy(d_scores + (start + 1) * columns + j, &high, sizeof high);
@@ -65,27 +66,37 @@ static void score_gradients(
         }
 }
 
+// A task's tensors as the products read them, and what is summed up over its panels.
 template <typename Number>
-static void attend_backward(const Settings& settings, const Task& task, const Gradients<Number>& of) {
-    constexpr int pair = Cell<Number>::pair;
-    const int64_t size = settings.size, group = settings.group();
-    Keys<Number> keys(settings, task.document);
-    Keys<Number> queries = keys;  // the document's own tokens, without the prefix
-    queries.prefix = 0;
-    queries.padded = up_to(keys.own, LANES);
-    const int64_t cells = keys.padded * size / pair, own_cells = queries.padded * size / pair;
-    auto packed = Workspace::take<uint32_t>(0, 3 * cells);
-    uint32_t *keys_across = packed, *values_across = packed + cells, *keys_along = packed + 2 * cells;
-    keys.pack_across(of.key, task.key_head, size, keys_across);
-    keys.pack_across(of.value, task.key_head, size, values_across);
-    keys.pack_along(of.key, task.key_head, size, keys_along);
-    auto queries_along = Workspace::take<uint32_t>(1, group * own_cells);
-    auto outer_along = Workspace::take<uint32_t>(2, group * own_cells);
-    auto d_queries = Workspace::take<float>(3, group * keys.own * size);
-    std::memset(d_queries, 0, group * keys.own * size * sizeof(float));
-    auto deltas = Workspace::take<float>(4, group * keys.own);
-    for (int64_t g = 0; g < group; g++) {
-        const int64_t head = task.key_head * group + g;
+struct Packed {
+    static constexpr int64_t pair = Cell<Number>::pair;
+    Keys<Number> keys, queries;  // `queries` are the document's own tokens, without the prefix
+    int64_t own_cells;           // of the queries of a head
+    uint32_t *keys_across, *values_across, *keys_along, *queries_along, *outer_along;
+    float *d_queries, *deltas;  // of each query head: (own, D), and the sums of output times its gradient
+
+    Packed(const Settings& settings, const Task& task, const Gradients<Number>& of)
+        : keys(settings, task.document), queries(keys) {
+        const int64_t size = settings.size, group = settings.group();
+        queries.prefix = 0;
+        queries.padded = up_to(keys.own, LANES);
+        own_cells = queries.padded * size / pair;
+        const int64_t cells = keys.padded * size / pair;
+        keys_across = Workspace::take<uint32_t>(0, 3 * cells);
+        values_across = keys_across + cells;
+        keys_along = keys_across + 2 * cells;
+        keys.pack_across(of.key, task.key_head, size, keys_across);
+        keys.pack_across(of.value, task.key_head, size, values_across);
+        keys.pack_along(of.key, task.key_head, size, keys_along);
+        queries_along = Workspace::take<uint32_t>(1, group * own_cells);
+        outer_along = Workspace::take<uint32_t>(2, group * own_cells);
+        d_queries = Workspace::take<float>(3, group * keys.own * size);
+        std::fill(d_queries, d_queries + group * keys.own * size, 0.0f);
+        deltas = Workspace::take<float>(4, group * keys.own);
+        for (int64_t g = 0; g < group; g++) pack_queries(of, task.key_head * group + g, g, size);
+    }
+
+    void pack_queries(const Gradients<Number>& of, int64_t head, int64_t g, int64_t size) {
         queries.pack_along(of.query, head, size, queries_along + g * own_cells);
         queries.pack_along(of.d_output, head, size, outer_along + g * own_cells);
         for (int64_t row = 0; row < keys.own; row++) {
@@ -96,77 +107,100 @@ static void attend_backward(const Settings& settings, const Task& task, const Gr
             deltas[g * keys.own + row] = sum(along);
         }
     }
+};
+
+// Rows of heads from a token on, as a left factor.
+template <typename Number>
+static Left rows_of(Heads<const Number> heads, int64_t token, int64_t head) {
+    return {reinterpret_cast<const uint32_t*>(heads.of(token, head)), heads.token / Cell<Number>::pair, 1};
+}
+
+// Adds what a block of queries, from `start` on, of the group's head `g` and a panel of keys make of each
+// other: to `d_keys`, `d_values` (PANEL, D), and to the packed gradient of the queries.
+template <typename Number>
+static void meet(
+    const Settings& settings, const Task& task, const Gradients<Number>& of, const Packed<Number>& packed,
+    int64_t g, int64_t start, int64_t first_key, float* d_keys, float* d_values) {
+    constexpr int pair = Cell<Number>::pair;
+    const Keys<Number>& keys = packed.keys;
+    const int64_t size = settings.size, head = task.key_head * settings.group() + g;
+    const int64_t rows = std::min(QUERIES, keys.own - start), place = keys.prefix + start;
+    const int64_t token = keys.first_token + start, steps = (rows + pair - 1) / pair;
+    // What comes after the block's last query is not met.
+    const int64_t columns = std::min(
+        std::min(PANEL, keys.padded - first_key), up_to(place + rows - first_key, LANES));
     auto scores = Workspace::take<float>(5, 2 * QUERIES * PANEL);
-    float* d_weights = scores + QUERIES * PANEL;
     auto met = Workspace::take<uint32_t>(6, 3 * QUERIES * PANEL);
+    float* d_weights = scores + QUERIES * PANEL;
     uint32_t *weights = met, *turned = met + QUERIES * PANEL;
     auto d_scores = reinterpret_cast<Number*>(met + 2 * QUERIES * PANEL);
+    multiply<Number>(
+        rows, columns, size / pair, rows_of(of.query, token, head), packed.keys_across + first_key,
+        keys.padded, scores, columns, false);
+    multiply<Number>(
+        rows, columns, size / pair, rows_of(of.d_output, token, head), packed.values_across + first_key,
+        keys.padded, d_weights, columns, false);
+    score_gradients(
+        settings, rows, place, first_key, columns, scores, d_weights,
+        of.log_sums + head * of.num_tokens + token, packed.deltas + g * keys.own + start, weights, turned,
+        d_scores);
+    const int64_t along = g * packed.own_cells + start / pair * size;
+    multiply<Number>(
+        columns, size, steps, {weights, 1, columns}, packed.outer_along + along, size, d_values, size, true);
+    multiply<Number>(
+        columns, size, steps, {turned, 1, columns}, packed.queries_along + along, size, d_keys, size, true);
+    multiply<Number>(
+        rows, size, columns / pair, {reinterpret_cast<const uint32_t*>(d_scores), columns / pair, 1},
+        packed.keys_along + first_key / pair * size, size,
+        packed.d_queries + (g * keys.own + start) * size, size, true);
+}
+
+// Writes what a panel's keys and values got: those of a prefix to where all documents' are added up.
+template <typename Number>
+static void write_keys(
+    const Settings& settings, const Task& task, const Gradients<Number>& of, const Keys<Number>& keys,
+    int64_t first_key, int64_t end_key, const float* d_keys, const float* d_values) {
+    const int64_t size = settings.size;
+    for (int64_t key = first_key; key < end_key; key++, d_keys += size, d_values += size) {
+        if (settings.has_prefix && (key < keys.prefix || task.document == 0)) {
+            const int64_t before = settings.length(0);
+            float* to = of.of_prefix +
+                        (task.document * settings.num_key_heads + task.key_head) * 2 * before * size;
+            std::copy(d_keys, d_keys + size, to + key * size);
+            std::copy(d_values, d_values + size, to + (before + key) * size);
+            continue;
+        }
+        Number* d_key = of.d_key.of(keys.token(key), task.key_head);
+        Number* d_value = of.d_value.of(keys.token(key), task.key_head);
+        for (int64_t d = 0; d < size; d += LANES) {
+            store(d_key + d, load(d_keys + d));
+            store(d_value + d, load(d_values + d));
+        }
+    }
+}
+
+template <typename Number>
+static void attend_backward(const Settings& settings, const Task& task, const Gradients<Number>& of) {
+    const int64_t size = settings.size, group = settings.group();
+    const Packed<Number> packed(settings, task, of);
+    const Keys<Number>& keys = packed.keys;
     auto sums = Workspace::take<float>(7, 2 * PANEL * size);
-    float *d_keys = sums, *d_values = sums + PANEL * size;
     for (int64_t first_key = 0; first_key < keys.count(); first_key += PANEL) {
-        const int64_t panel = std::min(PANEL, keys.padded - first_key);
         const int64_t end_key = std::min(first_key + PANEL, keys.count());
-        std::memset(sums, 0, 2 * PANEL * size * sizeof(float));
+        std::fill(sums, sums + 2 * PANEL * size, 0.0f);
         for (int64_t g = 0; g < group; g++) {
-            const int64_t head = task.key_head * group + g;
             int64_t start = std::max<int64_t>(first_key - keys.prefix, 0) / QUERIES * QUERIES;
             for (; start < keys.own; start += QUERIES) {
-                const int64_t rows = std::min(QUERIES, keys.own - start), place = keys.prefix + start;
-                if (Seen(settings, place).first >= end_key) break;
-                // What comes after the block's last query is not met.
-                const int64_t columns = std::min(panel, up_to(place + rows - first_key, LANES));
-                const int64_t token = keys.first_token + start, steps = (rows + pair - 1) / pair;
-                Left asked{
-                    reinterpret_cast<const uint32_t*>(of.query.of(token, head)), of.query.token / pair, 1};
-                multiply<Number>(
-                    rows, columns, size / pair, asked, keys_across + first_key, keys.padded, scores, columns,
-                    false);
-                Left outer{
-                    reinterpret_cast<const uint32_t*>(of.d_output.of(token, head)), of.d_output.token / pair,
-                    1};
-                multiply<Number>(
-                    rows, columns, size / pair, outer, values_across + first_key, keys.padded, d_weights,
-                    columns, false);
-                score_gradients(
-                    settings, rows, place, first_key, columns, scores, d_weights,
-                    of.log_sums + head * of.num_tokens + token, deltas + g * keys.own + start, weights, turned,
-                    d_scores);
-                const int64_t along = g * own_cells + start / pair * size;
-                multiply<Number>(
-                    columns, size, steps, {weights, 1, columns}, outer_along + along, size, d_values, size,
-                    true);
-                multiply<Number>(
-                    columns, size, steps, {turned, 1, columns}, queries_along + along, size, d_keys, size,
-                    true);
-                multiply<Number>(
-                    rows, size, columns / pair,
-                    {reinterpret_cast<const uint32_t*>(d_scores), columns / pair, 1},
-                    keys_along + first_key / pair * size, size, d_queries + (g * keys.own + start) * size, size,
-                    true);
+                if (Seen(settings, keys.prefix + start).first >= end_key) break;
+                meet(settings, task, of, packed, g, start, first_key, sums, sums + PANEL * size);
             }
         }
-        for (int64_t key = first_key; key < end_key; key++) {
-            const float *of_key = d_keys + (key - first_key) * size, *of_value = of_key + PANEL * size;
-            if (settings.has_prefix && (key < keys.prefix || task.document == 0)) {
-                const int64_t before = settings.length(0);
-                float* to = of.of_prefix +
-                            (task.document * settings.num_key_heads + task.key_head) * 2 * before * size;
-                std::memcpy(to + key * size, of_key, size * sizeof(float));
-                std::memcpy(to + (before + key) * size, of_value, size * sizeof(float));
-                continue;
-            }
-            Number* d_key = of.d_key.of(keys.token(key), task.key_head);
-            Number* d_value = of.d_value.of(keys.token(key), task.key_head);
-            for (int64_t d = 0; d < size; d += LANES) {
-                store(d_key + d, load(of_key + d));
-                store(d_value + d, load(of_value + d));
-            }
-        }
+        write_keys(settings, task, of, keys, first_key, end_key, sums, sums + PANEL * size);
     }
     for (int64_t g = 0; g < group; g++)
         for (int64_t row = 0; row < keys.own; row++) {
             Number* to = of.d_query.of(keys.first_token + row, task.key_head * group + g);
-            const float* from = d_queries + (g * keys.own + row) * size;
+            const float* from = packed.d_queries + (g * keys.own + row) * size;
             for (int64_t d = 0; d < size; d += LANES) store(to + d, load(from + d));
         }
 }
@@ -204,8 +238,11 @@ static void attend_all_backward(
             static_cast<Number*>(written[which]), strides[10 + 2 * which], strides[11 + 2 * which]};
     };
     Gradients<Number> of{
-        head_of(0),     head_of(1), head_of(2), head_of(3), head_of(4), log_sums, settings.starts[settings.num_documents],
-        gradient_of(0), gradient_of(1), gradient_of(2), of_prefix};
+        head_of(0),     head_of(1),     head_of(2),
+        head_of(3),     head_of(4),     log_sums,
+        settings.starts[settings.num_documents],
+        gradient_of(0), gradient_of(1), gradient_of(2),
+        of_prefix};
     auto tasks = tasks_of(settings);
 #pragma omp parallel for num_threads(int(settings.num_threads)) schedule(dynamic, 1)
     for (size_t i = 0; i < tasks.size(); i++) attend_backward<Number>(settings, tasks[i], of);

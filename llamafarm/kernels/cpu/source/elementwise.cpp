@@ -95,7 +95,8 @@ static void rotate(
                 },
                 [&](int64_t i, int64_t rest) {
                     Floats first = load_some(from + i, rest), second = load_some(from + half + i, rest);
-                    Floats along = load_some(by_cosine + i, rest), across = sign * load_some(by_sine + i, rest);
+                    Floats along = load_some(by_cosine + i, rest);
+                    Floats across = sign * load_some(by_sine + i, rest);
                     store_some(to + i, first * along - second * across, rest);
                     store_some(to + half + i, second * along + first * across, rest);
                 });
@@ -187,41 +188,42 @@ using farm::Bfloat;
 
 extern "C" {
 
-#define FOR_NUMBERS(Number, name)                                                                              \
-    void normalize_##name(                                                                                     \
-        const Number* rows, const float* weight, Number* normed, float* inverses, int64_t num_rows,            \
-        int64_t size, int64_t stride, float epsilon, int num_threads) {                                        \
-        farm::normalize(rows, weight, normed, inverses, num_rows, size, stride, epsilon, num_threads);         \
-    }                                                                                                          \
-    void normalize_backward_##name(                                                                            \
-        const Number* d_normed, const Number* rows, const float* weight, const float* inverses,                \
-        Number* d_rows, int64_t num_rows, int64_t size, int64_t d_stride, int64_t stride, int num_threads) {   \
-        farm::normalize_backward(                                                                              \
-            d_normed, rows, weight, inverses, d_rows, num_rows, size, d_stride, stride, num_threads);          \
-    }                                                                                                          \
-    void rotate_##name(                                                                                        \
-        const Number* heads, const Number* cosine, const Number* sine, Number* rotated, int64_t num_tokens,    \
-        int64_t num_heads, int64_t size, int64_t half, const int64_t* strides, float sign, int num_threads) {  \
-        farm::rotate(                                                                                          \
-            heads, cosine, sine, rotated, num_tokens, num_heads, size, half, strides, sign, num_threads);      \
+#define FOR_NUMBERS(Number, name) \
+    void normalize_##name( \
+        const Number* rows, const float* weight, Number* normed, float* inverses, int64_t num_rows, \
+        int64_t size, int64_t stride, float epsilon, int num_threads) { \
+        farm::normalize(rows, weight, normed, inverses, num_rows, size, stride, epsilon, num_threads); \
+    } \
+    void normalize_backward_##name( \
+        const Number* d_normed, const Number* rows, const float* weight, const float* inverses, \
+        Number* d_rows, int64_t num_rows, int64_t size, int64_t d_stride, int64_t stride, int num_threads) { \
+        farm::normalize_backward( \
+            d_normed, rows, weight, inverses, d_rows, num_rows, size, d_stride, stride, num_threads); \
+    } \
+    void rotate_##name( \
+        const Number* heads, const Number* cosine, const Number* sine, Number* rotated, int64_t num_tokens, \
+        int64_t num_heads, int64_t size, int64_t half, const int64_t* strides, float sign, \
+        int num_threads) { \
+        farm::rotate( \
+            heads, cosine, sine, rotated, num_tokens, num_heads, size, half, strides, sign, num_threads); \
     }
 FOR_NUMBERS(float, float)
 FOR_NUMBERS(Bfloat, bfloat)
 
-#define FOR_ACTIVATIONS(Number, name, Activation, kind)                                                        \
-    void gate_##kind##_##name(                                                                                 \
-        const Number* gates, const Number* ups, Number* gated, int64_t num_tokens, int64_t width,              \
-        int64_t gate_stride, int64_t up_stride, int num_threads) {                                             \
-        farm::gate<Number, farm::Activation>(                                                                  \
-            gates, ups, gated, num_tokens, width, gate_stride, up_stride, num_threads);                        \
-    }                                                                                                          \
-    void gate_backward_##kind##_##name(                                                                        \
-        const Number* d_gated, const Number* gates, const Number* ups, Number* d_gates, Number* d_ups,         \
-        int64_t num_tokens, int64_t width, int64_t d_stride, int64_t gate_stride, int64_t up_stride,           \
-        int num_threads) {                                                                                     \
-        farm::gate_backward<Number, farm::Activation>(                                                         \
-            d_gated, gates, ups, d_gates, d_ups, num_tokens, width, d_stride, gate_stride, up_stride,          \
-            num_threads);                                                                                      \
+#define FOR_ACTIVATIONS(Number, name, Activation, kind) \
+    void gate_##kind##_##name( \
+        const Number* gates, const Number* ups, Number* gated, int64_t num_tokens, int64_t width, \
+        int64_t gate_stride, int64_t up_stride, int num_threads) { \
+        farm::gate<Number, farm::Activation>( \
+            gates, ups, gated, num_tokens, width, gate_stride, up_stride, num_threads); \
+    } \
+    void gate_backward_##kind##_##name( \
+        const Number* d_gated, const Number* gates, const Number* ups, Number* d_gates, Number* d_ups, \
+        int64_t num_tokens, int64_t width, int64_t d_stride, int64_t gate_stride, int64_t up_stride, \
+        int num_threads) { \
+        farm::gate_backward<Number, farm::Activation>( \
+            d_gated, gates, ups, d_gates, d_ups, num_tokens, width, d_stride, gate_stride, up_stride, \
+            num_threads); \
     }
 FOR_ACTIVATIONS(float, float, Silu, silu)
 FOR_ACTIVATIONS(float, float, GeluTanh, gelu_tanh)

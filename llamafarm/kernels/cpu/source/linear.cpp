@@ -34,7 +34,6 @@ struct Product {
     int64_t num_threads;
 };
 
-constexpr int64_t PANEL_COLUMNS = TILE_VECTORS * LANES;
 // Steps whose packed panel stays in the second cache beside the rows that it meets.
 constexpr int64_t BLOCK_STEPS = 1024;
 constexpr int64_t MOST_ROWS = 88 * TILE_ROWS;
@@ -97,7 +96,8 @@ static inline void write(Number* to, Floats x, int64_t count) {
     else store_some(to, x, count);
 }
 
-// Writes sums (rows, columns) that lie `sums_row` apart to the output at `row` and `column`, with what is added.
+// Writes sums (rows, columns), which lie `sums_row` apart, to the output at `row` and `column`, with what is
+// added.
 template <typename Number>
 static inline void finish(
     const Product<Number>& product, const float* sums, int64_t sums_row, int64_t row, int64_t rows,
@@ -160,7 +160,8 @@ static void multiply_task(
                 right += segment.steps * PANEL_COLUMNS;
                 adds = true;
             }
-            if (block + 1 == blocks.size()) finish(product, of_tile, PANEL_COLUMNS, first_row + i, tile, column, there);
+            if (block + 1 == blocks.size())
+                finish(product, of_tile, PANEL_COLUMNS, first_row + i, tile, column, there);
         }
     }
 }
@@ -204,7 +205,8 @@ static void multiply_deep(const Product<Number>& product) {
             }
             const auto left = reinterpret_cast<const uint32_t*>(term.left + step * pair);
             multiply_columns<Number>(
-                width / LANES, product.rows, {left, term.left_row / pair, 1}, cells, width, taken, sums, width);
+                width / LANES, product.rows, {left, term.left_row / pair, 1}, cells, width, taken, sums,
+                width);
         }
         finish(product, sums, width, 0, product.rows, first, there);
     }
@@ -226,73 +228,15 @@ static void multiply_all(const Product<Number>& product) {
     }
 }
 
-// out (left_columns, right_columns), in fp32 = left (tokens, left_columns) turned, times right (tokens,
-// right_columns), times `factor`: the gradient of an adapter's half.
-template <typename Number>
-static void multiply_turned(
-    const Number* left, int64_t left_row, int64_t left_columns, const Number* right, int64_t right_row,
-    int64_t right_columns, int64_t tokens, float factor, float* out, int num_threads) {
-    constexpr int64_t pair = Cell<Number>::pair;
-    if (tokens == 0) {
-        std::fill(out, out + left_columns * right_columns, 0.0f);
-        return;
-    }
-    const int64_t steps = (tokens + pair - 1) / pair, block = std::min(steps, BLOCK_STEPS);
-    std::vector<uint32_t> turned(steps * left_columns);
-    for (int64_t step = 0; step < steps; step++) {
-        const Number* from = left + step * pair * left_row;
-        pack_rows<Number>(
-            from, step * pair + 1 < tokens ? from + left_row : nullptr, left_columns, left_columns,
-            turned.data() + step * left_columns);
-    }
-    const int64_t panels = (right_columns + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1)
-    for (int64_t panel = 0; panel < panels; panel++) {
-        auto cells = Workspace::take<uint32_t>(0, BLOCK_STEPS * PANEL_COLUMNS);
-        auto sums = Workspace::take<float>(1, left_columns * PANEL_COLUMNS);
-        const int64_t column = panel * PANEL_COLUMNS, there = std::min(PANEL_COLUMNS, right_columns - column);
-        for (int64_t first = 0; first < steps; first += block) {
-            const int64_t taken = std::min(block, steps - first);
-            for (int64_t step = 0; step < taken; step++) {
-                const int64_t token = (first + step) * pair;
-                const Number* from = right + token * right_row + column;
-                pack_rows<Number>(
-                    from, token + 1 < tokens ? from + right_row : nullptr, there, PANEL_COLUMNS,
-                    cells + step * PANEL_COLUMNS);
-            }
-            multiply_rows<Number, TILE_VECTORS>(
-                left_columns, {turned.data() + first * left_columns, 1, left_columns}, cells, PANEL_COLUMNS,
-                taken, sums, PANEL_COLUMNS, first > 0);
-        }
-        for (int64_t i = 0; i < left_columns; i++)
-            for (int64_t j = 0; j < there; j++)
-                out[i * right_columns + column + j] = sums[i * PANEL_COLUMNS + j] * factor;
-    }
-}
-
 }  // namespace farm
 
 extern "C" {
 
 void product_float(const farm::Product<float>* product) { farm::multiply_all(*product); }
 
-void product_turned_float(
-    const float* left, int64_t left_row, int64_t left_columns, const float* right, int64_t right_row,
-    int64_t right_columns, int64_t tokens, float factor, float* out, int num_threads) {
-    farm::multiply_turned(
-        left, left_row, left_columns, right, right_row, right_columns, tokens, factor, out, num_threads);
-}
-
 void product_deep_float(const farm::Product<float>* product) { farm::multiply_deep(*product); }
 
 #if defined(__AVX512BF16__)
 void product_deep_bfloat(const farm::Product<farm::Bfloat>* product) { farm::multiply_deep(*product); }
-
-void product_turned_bfloat(
-    const farm::Bfloat* left, int64_t left_row, int64_t left_columns, const farm::Bfloat* right,
-    int64_t right_row, int64_t right_columns, int64_t tokens, float factor, float* out, int num_threads) {
-    farm::multiply_turned(
-        left, left_row, left_columns, right, right_row, right_columns, tokens, factor, out, num_threads);
-}
 #endif
 }

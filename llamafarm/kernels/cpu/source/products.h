@@ -40,6 +40,7 @@ struct Cell<Bfloat> {
 // Rows and vectors of columns whose sums are in registers at once.
 constexpr int TILE_ROWS = 6;
 constexpr int TILE_VECTORS = LANES == 8 ? 2 : 4;
+constexpr int64_t PANEL_COLUMNS = TILE_VECTORS * LANES;
 
 // The left factor: a cell at row i and step k is at cells[i * row + k * step].
 struct Left {
@@ -84,11 +85,16 @@ inline void multiply_rows(
     Left rest{left.cells + i * left.row, left.row, left.step};
     float* last = sums + i * sums_row;
     switch (rows - i) {
-        case 5: multiply_tile<Number, 5, VECTORS>(rest, right, right_step, steps, last, sums_row, adds); break;
-        case 4: multiply_tile<Number, 4, VECTORS>(rest, right, right_step, steps, last, sums_row, adds); break;
-        case 3: multiply_tile<Number, 3, VECTORS>(rest, right, right_step, steps, last, sums_row, adds); break;
-        case 2: multiply_tile<Number, 2, VECTORS>(rest, right, right_step, steps, last, sums_row, adds); break;
-        case 1: multiply_tile<Number, 1, VECTORS>(rest, right, right_step, steps, last, sums_row, adds); break;
+#define REST(ROWS) \
+    case ROWS: \
+        multiply_tile<Number, ROWS, VECTORS>(rest, right, right_step, steps, last, sums_row, adds); \
+        break;
+        REST(5)
+        REST(4)
+        REST(3)
+        REST(2)
+        REST(1)
+#undef REST
     }
 }
 

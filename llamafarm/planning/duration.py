@@ -16,11 +16,12 @@ from llamafarm.planning.request import MemoryRequest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Of the speed of plain matrix products, how much a whole training step keeps. CPU: `part_of_peak` of runs on
-# two Zen 5 cores, LoRA on attention: 0.45 at 135 M weights in bf16, 0.6 at 5 M in fp32, 0.3 at 5 M in bf16
-# (2026-11-26). CUDA: 0.73 at 8 B weights, 0.57 at 1 B on an H100 (2026-11-26); a model of some million is
-# bound by the processor that starts its kernels, and far slower. MPS: an assumption, not measured.
-EFFICIENCY = {"cpu": 0.45, "cuda": 0.6, "mps": 0.3}
+# Of the speed of torch's matrix products, how much a whole training step keeps. CPU: `part_of_peak` of runs
+# on two Zen 5 cores, LoRA on attention, at 135 M weights: with compiled kernels 0.63 in bf16 and 1.5 in fp32,
+# whose products are not torch's, without them 0.47 and 0.7 (2026-11-26). CUDA: 0.73 at 8 B weights, 0.57 at
+# 1 B on an H100 (2026-11-26); a model of some million is bound by the processor that starts its kernels, and
+# far slower. MPS: an assumption, not measured.
+EFFICIENCY = {"cpu": 0.6, "cuda": 0.6, "mps": 0.3}
 
 # Bits of a weight in a GGUF file: of the block formats by their definition, of the mixed ones (_k_m, _k_s) as
 # llama.cpp's table for an 8 B model has them.

@@ -1,6 +1,6 @@
 """Sums of matrix products: by torch, or compiled where torch is slow.
 
-Axes: T tokens, K what is summed over, O outputs, I the feed-forward width, R ranks of adapters.
+Axes: T tokens, K what is summed over, O outputs, R ranks of adapters.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ In fp32 they take half the time of torch's on AMD's processors (480 to 220 GFLOP
 no more on others. In bf16 torch's are as fast, and faster where a processor has tiles for them: only what
 torch is slow at is computed here, the gradients of adapters and the head's backward pass.
 
-Axes: T tokens, K what is summed over, O outputs, I the feed-forward width, R ranks of adapters.
+Axes: T tokens, K what is summed over, O outputs, R ranks of adapters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 # From so many numbers in a sum on, its left factor falls out of the caches between two panels of columns.
 _DEEP = 8192
-_COLUMNS_FOR_A_THREAD = 64
+# What sums of so many rows take is in the cache of a thread.
+_MOST_DEEP_ROWS, _COLUMNS_FOR_A_THREAD = 512, 64
 
 
 class _Term(ctypes.Structure):
@@ -77,15 +78,11 @@ def can_multiply(terms: Sequence[Term], *, turned: bool = False) -> bool:
 def _is_deep(terms: Sequence[Term]) -> bool:
     """Return whether a sum is that of the head's backward pass, and wide enough for all threads."""
     left_TK, right, along = terms[0]
-    if (
-        len(terms) > 1
-        or not along
-        or left_TK.shape[1] < _DEEP
-        or left_TK.shape[1] % 2
-        or left_TK.stride(0) % 2
-    ):
+    if len(terms) > 1 or not along or not isinstance(right, torch.Tensor):
         return False
-    assert isinstance(right, torch.Tensor)
+    num_rows, depth = left_TK.shape
+    if depth < _DEEP or num_rows > _MOST_DEEP_ROWS or depth % 2 or left_TK.stride(0) % 2:
+        return False
     return right.shape[1] >= _COLUMNS_FOR_A_THREAD * torch.get_num_threads()
 
 

@@ -20,7 +20,8 @@ from llamafarm import terminal
 from llamafarm.caches import cache_folder
 
 _SOURCE = Path(__file__).parent / "source"
-_COMPILERS = ("c++", "g++", "clang++")
+# GCC first: its OpenMP is torch's, whose threads are shared; Clang would bring another beside it.
+_COMPILERS = ("g++", "c++")
 # No -ffast-math: what is not a number has to stay so.
 _OPTIONS = (
     "-std=c++17",
@@ -42,8 +43,8 @@ class BuildError(Exception):
     """There is no library, and why."""
 
 
-def built_library() -> Path:
-    """Return the compiled library, which is compiled if it is not there yet.
+def built_library(*, anew: bool = False) -> Path:
+    """Return the compiled library, which is compiled if it is not there yet, or if it is wanted `anew`.
 
     Raises `BuildError` where that cannot be done.
     """
@@ -52,7 +53,7 @@ def built_library() -> Path:
     compiler = _find_compiler()
     folder = _own_folder(cache_folder("kernels"))
     library = folder / f"{_key_of(compiler)}.so"
-    if not library.is_file():
+    if anew or not library.is_file():
         terminal.say(f"compiling kernels for this processor with {compiler[0]}, once: some seconds")
         _compile(compiler, library)
     return library

@@ -54,4 +54,7 @@ def _library() -> ctypes.CDLL:
 
     Its OpenMP is torch's, which is there already under the same name: both share their threads.
     """
-    return ctypes.CDLL(str(built_library()))
+    try:
+        return ctypes.CDLL(str(built_library()))
+    except OSError:  # what was kept is damaged: another one takes its place
+        return ctypes.CDLL(str(built_library(anew=True)))
